@@ -1,0 +1,93 @@
+"""Image columns: finding them, and decoding one row's value to a uint8 tensor."""
+
+import io
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from .loading import DataError, find_column, raw_column
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
+PIL_MODES = {1: "L", 3: "RGB"}
+
+
+def image_rows(data, image_column=None):
+    """(data with the image column undecoded, that column's name)."""
+    column = find_column(data, image_column, "image", IMAGE_COLUMNS, (datasets.Image, datasets.Array3D, datasets.Array2D))
+    if data.features is not None and isinstance(data.features[column], (datasets.Value, datasets.ClassLabel)):
+        raise DataError(f"image_column '{column}' holds {data.features[column].dtype} values: expected images or arrays.")
+    return raw_column(data, column, datasets.Image), column
+
+
+def decode_image(value, channels):
+    """One image as uint8 (channels, H, W).
+
+    value: {"bytes", "path"}, bytes, a PIL image, or an array (H, W), (H, W, channels) or (channels, H, W). Grey and
+    colour pictures are converted to 1 or 3 channels; other counts need arrays. Raises ValueError or OSError if broken.
+    """
+    if isinstance(value, dict):
+        value = value["bytes"] if value.get("bytes") is not None else open(value["path"], "rb").read()
+    if isinstance(value, bytes):
+        value = Image.open(io.BytesIO(value))
+    if isinstance(value, Image.Image):
+        if value.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip at 255
+            value = Image.fromarray((np.asarray(value).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        if channels not in PIL_MODES:
+            raise ValueError(f"a picture of mode {value.mode} cannot give num_channels={channels}")
+        pixels = np.array(value.convert(PIL_MODES[channels]))
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous()
+    return _array_to_tensor(np.asarray(value), channels)
+
+
+def _array_to_tensor(array, channels):
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or array.dtype == object:
+        raise ValueError(f"an image array must have 2 or 3 dimensions, found shape {array.shape}")
+    if array.shape[0] not in (1, channels) and array.shape[-1] in (1, channels):
+        array = array.transpose(2, 0, 1)
+    if array.shape[0] == 1:
+        array = array.repeat(channels, axis=0)
+    if array.shape[0] != channels:
+        raise ValueError(f"an image array of shape {array.shape} does not have num_channels={channels}")
+    if np.issubdtype(array.dtype, np.floating):
+        if array.min() < 0 or array.max() > 1:
+            raise ValueError(f"a float image must lie in [0, 1], found [{array.min():.3g}, {array.max():.3g}]")
+        array = (array * 255).round()
+    return torch.from_numpy(np.ascontiguousarray(array.astype(np.uint8)))
+
+
+class ImageDecoder:
+    """Rows of an image column to the input of a view: padded uint8 images, crop boxes and seeds.
+
+    Crops are made later, on the device, by the view; only images of more than four times a view's area are cropped
+    here, so that a batch of photographs does not travel in full.
+    """
+
+    def __init__(self, column, channels, view):
+        self.column, self.channels, self.view = column, channels, view
+
+    def decode(self, row):
+        return decode_image(row[self.column], self.channels)
+
+    def collate(self, images, sample_seeds):
+        heights = torch.tensor([image.shape[1] for image in images])
+        widths = torch.tensor([image.shape[2] for image in images])
+        boxes = self.view.boxes(sample_seeds, heights, widths)  # (N, 4)
+        size = self.view.size
+        for i in (heights * widths > 4 * size**2).nonzero().flatten().tolist():
+            top, left, height, width = boxes[i].tolist()
+            crop = images[i][None, :, top : top + height, left : left + width]
+            images[i] = F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True)[0]
+            boxes[i] = torch.tensor([0, 0, size, size])
+        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+        if any(image.shape[1:] != (height, width) for image in images):
+            images = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+        return {"images": torch.stack(images), "boxes": boxes, "sample_seeds": sample_seeds}
+
+
+__all__ = ["IMAGE_COLUMNS", "LABEL_COLUMNS", "ImageDecoder", "decode_image", "image_rows"]

@@ -1,0 +1,30 @@
+"""Random numbers that belong to a sample: the same for a given (seed, epoch, sample), whatever the batch around it,
+the worker that decoded it, the process that holds it and the device that draws it.
+
+Counter-based (SplitMix64, Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195): no state, so there is
+none to save, and a thousand samples are drawn by one tensor expression.
+"""
+
+import torch
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(bits, places):
+    return (bits >> places) & ((1 << (64 - places)) - 1)  # >> alone keeps the sign of an int64
+
+
+def fold_in(seeds, value):
+    """Derive another seed from each of `seeds` (int64 tensor) and `value` (int or int64 tensor that broadcasts)."""
+    bits = seeds + (torch.as_tensor(value, dtype=torch.int64, device=seeds.device) + 1) * _GOLDEN
+    bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
+    bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
+    return bits ^ _shift_right(bits, 31)
+
+
+def uniform(seeds, count):
+    """`count` numbers in [0, 1) for each of N seeds: (N,) int64 to (N, count) float32, in steps of 2^-24."""
+    bits = fold_in(seeds[:, None], torch.arange(count, device=seeds.device))  # (N, count)
+    return _shift_right(bits, 40).float() * 2.0**-24
