@@ -1,0 +1,17 @@
+"""Data sets, their rows as batches that resume exactly, and the views that are made of them."""
+
+from .images import ImageDecoder, decode_image, image_processor, image_rows
+from .loader import TrainLoader
+from .loading import DataError, load_split
+from .views import RandomResizedCropAndFlip
+
+__all__ = [
+    "DataError",
+    "ImageDecoder",
+    "RandomResizedCropAndFlip",
+    "TrainLoader",
+    "decode_image",
+    "image_processor",
+    "image_rows",
+    "load_split",
+]

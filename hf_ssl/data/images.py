@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import ViTImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from .loading import DataError, find_column, raw_column
 
@@ -61,6 +63,24 @@ def _array_to_tensor(array, channels):
     return torch.from_numpy(np.ascontiguousarray(array.astype(np.uint8)))
 
 
+def image_processor(size, channels=3):
+    """The evaluation transform as a native image processor that takes grey or colour images of any size.
+
+    From 128 pixels on: shorter side to size x 256 / 224, then the centre, as the papers do on ImageNet; below, images
+    are resized to size x size. Three channels are normalised by ImageNet's statistics, others to [-1, 1].
+    """
+    crop = size >= 128
+    return ViTImageProcessor(
+        size={"shortest_edge": round(size * 256 / 224)} if crop else {"height": size, "width": size},
+        do_center_crop=crop,
+        crop_size={"height": size, "width": size},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=list(IMAGENET_DEFAULT_MEAN) if channels == 3 else [0.5] * channels,
+        image_std=list(IMAGENET_DEFAULT_STD) if channels == 3 else [0.5] * channels,
+        do_convert_rgb=channels == 3,
+    )
+
+
 class ImageDecoder:
     """Rows of an image column to the input of a view: padded uint8 images, crop boxes and seeds.
 
@@ -90,4 +110,4 @@ class ImageDecoder:
         return {"images": torch.stack(images), "boxes": boxes, "sample_seeds": sample_seeds}
 
 
-__all__ = ["IMAGE_COLUMNS", "LABEL_COLUMNS", "ImageDecoder", "decode_image", "image_rows"]
+__all__ = ["IMAGE_COLUMNS", "LABEL_COLUMNS", "ImageDecoder", "decode_image", "image_processor", "image_rows"]

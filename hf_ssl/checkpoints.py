@@ -1,0 +1,152 @@
+"""Checkpoints that are whole or not there: written to the side, listed with their hashes, then renamed.
+
+A checkpoint is `checkpoints/step_<n>/`: what Accelerate saves (weights, optimizer), `loader_<rank>.json` for each
+process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from accelerate.utils import gather_object
+
+from .errors import InputError
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be written or read."""
+
+
+def save_checkpoint(accelerator, output_dir, step, state, loader_state, keep=None):
+    """Write `checkpoints/step_<step>` and remove all but the `keep` newest. Called by every process.
+
+    state: JSON-serialisable, the same for all processes; loader_state: this process's own.
+    Raises CheckpointError, in every process, if one of them cannot write; the earlier checkpoints are then untouched.
+    """
+    folder = Path(output_dir) / "checkpoints"
+    target, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def write():
+        partial.mkdir(parents=True, exist_ok=True)
+        accelerator.save_state(str(partial))
+        write_json(partial / f"loader_{accelerator.process_index}.json", loader_state)
+        if accelerator.is_main_process:
+            write_json(partial / "state.json", state | {"step": step, "processes": accelerator.num_processes})
+
+    def finish():
+        if accelerator.is_main_process:
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            listed = {path.relative_to(partial).as_posix(): _fingerprint(path, sync=True) for path in files}
+            write_json(partial / MANIFEST, {"step": step, "files": listed})
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+            _sync(folder)
+
+    accelerator.wait_for_everyone()
+    for part in (write, finish):
+        if error := _first_error(accelerator, part):
+            if accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(f"The checkpoint of step {step} could not be written to {folder}: {error}.")
+    if keep and accelerator.is_main_process:
+        for old in list_checkpoints(output_dir)[keep:]:
+            shutil.rmtree(old)
+    return target
+
+
+def _first_error(accelerator, action):
+    """Run `action` in every process; the first process's complaint, in all of them, or None."""
+    try:
+        action()
+        error = None
+    except Exception as failure:  # torch, safetensors and the file system each have their own for a full disk
+        error = str(failure).split("\n")[0].rstrip(".") or type(failure).__name__
+    return next((error for error in gather_object([error]) if error), None)
+
+
+def list_checkpoints(output_dir):
+    """The checkpoint folders of a run, newest first, whole or not."""
+    folders = (Path(output_dir) / "checkpoints").glob("step_*")
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def find_checkpoint(output_dir, resume_from):
+    """The folder to resume from, or None: `resume_from` is None, "auto" (the newest whole one of the run) or a folder.
+
+    A damaged one is named in the log and passed over by "auto"; asked for by name, it raises CheckpointError.
+    """
+    if resume_from is None:
+        return None
+    if resume_from != "auto":
+        if not Path(resume_from).is_dir():
+            raise CheckpointError(f"resume_from_checkpoint '{resume_from}' is not a folder: expected auto or a checkpoint.")
+        if damage := find_damage(resume_from):
+            raise CheckpointError(f"The checkpoint {resume_from} is damaged: {damage}; choose another, or auto.")
+        return Path(resume_from)
+    found = list_checkpoints(output_dir)
+    for folder in found:
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        logger.warning("The checkpoint %s is damaged and passed over: %s.", folder, damage)
+    if found:
+        raise CheckpointError(f"None of the {len(found)} checkpoints in {found[0].parent} is whole: remove them to start again.")
+    return None
+
+
+def find_damage(folder):
+    """What is wrong with a checkpoint, in words, or None if every listed file is there with the listed content."""
+    try:
+        listed = json.loads((Path(folder) / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return f"its {MANIFEST} is missing or unreadable"
+    for name, fingerprint in listed.items():
+        path = Path(folder) / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != fingerprint["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {fingerprint['size']}"
+        if _fingerprint(path) != fingerprint:
+            return f"the content of {name} has changed"
+    return None
+
+
+def load_checkpoint(accelerator, folder):
+    """Restore the prepared model and optimizer; returns (state, this process's loader state)."""
+    accelerator.load_state(str(folder))
+    state = json.loads((Path(folder) / "state.json").read_text())
+    # without its own (the number of processes has changed), a process reads the first one's: for rows that can be
+    # indexed they are all the same, and a stream then says that it cannot go on
+    names = (f"loader_{accelerator.process_index}.json", "loader_0.json")
+    own = next(path for name in names if (path := Path(folder) / name).is_file())
+    return state, json.loads(own.read_text())
+
+
+def write_json(path, content):
+    """Write to the side and rename, so that a reader sees the old file or the new one."""
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, path)
+
+
+def _fingerprint(path, sync=False):
+    if sync:
+        _sync(path)
+    with open(path, "rb") as file:
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

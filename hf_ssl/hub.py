@@ -1,0 +1,128 @@
+"""The release folder of contract C1 and its model card. Every number of a card is read from a file that a run wrote."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .checkpoints import write_json
+from .errors import InputError
+from .evaluation.run_pictures import loss_curve
+from .training import RUN_FILE, TrainingRun
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+HISTORY = "history.json"
+EVAL_RESULTS = "eval_results.json"
+METRICS = {"knn": "k-nearest-neighbour accuracy", "linear_probe": "linear probe accuracy", "fine_tune": "fine-tuned accuracy"}
+
+
+def save_release(run: TrainingRun, processor, pictures=()):
+    """Leave the release in `run.args.output_dir`: the native encoder and its processor at the root, the whole model
+    under pretraining/, pictures under images/. Called on the main process.
+
+    pictures: functions of a path that save one picture each, named by the function. Raises InputError if the disk is full;
+    each file of an earlier release is then still whole.
+    """
+    folder = Path(run.args.output_dir)
+    partial = folder / ".release.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        run.model.export_encoder().save_pretrained(partial)
+        processor.save_pretrained(partial)
+        run.model.save_pretrained(partial / "pretraining")
+        write_json(partial / "pretraining" / HISTORY, run.history)
+        (partial / "images").mkdir()
+        loss_curve(run.history, partial / "images" / "loss.png")
+        for name, draw in dict(pictures).items():
+            draw(partial / "images" / f"{name}.png")
+        for path in sorted(p for p in partial.rglob("*") if p.is_file()):
+            target = folder / path.relative_to(partial)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
+    except OSError as error:
+        raise InputError(f"The release could not be written to {folder}: {error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def finish_run(run: TrainingRun, processor, pictures=()):
+    """What every script ends with: release, evaluation beside its baselines, card. Called by every process."""
+    args = run.args
+    if run.is_main_process:
+        save_release(run, processor, pictures)
+        write_card(args.output_dir)
+    if args.eval_protocols == "none":
+        return
+    from .evaluation import evaluate_images, results_table
+    results = evaluate_images(
+        args.output_dir,
+        args.dataset_name,
+        args.dataset_config_name,
+        protocols=args.eval_protocols.split(","),
+        train_split=args.train_split,
+        test_split=args.test_split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        seed=args.seed,
+        output_dir=args.output_dir,
+    )
+    if run.is_main_process:
+        write_card(args.output_dir)
+        print(results_table(results))
+
+
+def write_card(folder):
+    """(Re)write README.md of a release from what its files say: the run, its history, its evaluation, its pictures."""
+    folder = Path(folder)
+    run = json.loads((folder / RUN_FILE).read_text())
+    history = json.loads((folder / "pretraining" / HISTORY).read_text())
+    from .evaluation import results_table
+    results_file = folder / EVAL_RESULTS
+    results = json.loads(results_file.read_text()) if results_file.is_file() else None
+    method = run["config"]["model_type"].removeprefix("ssl_")
+    arguments = run["arguments"]
+    name = arguments["hub_model_id"].split("/")[-1] if arguments.get("hub_model_id") else folder.resolve().name
+    dataset = arguments["dataset_name"]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        license="apache-2.0",
+        tags=["self-supervised-learning", "hf_ssl", method],
+        datasets=[dataset] if dataset and dataset.count("/") == 1 and not Path(dataset).exists() else None,
+        model_name=name,
+        eval_results=_eval_results(results) if results else None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(CARDS / f"{method}.md"),
+        name=name,
+        dataset=dataset or "the images that ship with hf_ssl (12,000 of Fashion-MNIST)",
+        config=run["config"],
+        arguments={k: v for k, v in arguments.items() if v not in (None, "", "none")},
+        last=history[-1] if history else {},
+        results=results_table(results) if results else None,
+        settings=results["settings"] if results else None,
+        pictures=sorted(path.name for path in (folder / "images").glob("*.png")),
+    )
+    partial = folder / ".README.md.partial"
+    card.save(partial)
+    os.replace(partial, folder / "README.md")
+
+
+def _eval_results(results):
+    """The pretrained row as model-index entries."""
+    dataset = results["dataset"]["name"] or "hf_ssl/samples/images"
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=results["dataset"]["test_split"],
+            metric_type="accuracy",
+            metric_name=f"{METRICS.get(protocol, protocol.replace('_', ' '))} (%)",
+            metric_value=value,
+        )
+        for protocol, value in results["results"]["pretrained"].items()
+    ]

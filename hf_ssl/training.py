@@ -1,0 +1,306 @@
+"""The one training loop: bare Accelerate, one function, from top to bottom."""
+
+import json
+import logging
+import math
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint, write_json
+from .data.loader import TrainLoader
+from .data.loading import DataError
+from .errors import InputError
+from .health import representation_health, warn_if_collapsed
+from .methods._base import SSLModel
+from .methods._random import fold_in
+
+logger = logging.getLogger(__name__)
+RUN_FILE = "run.json"
+REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, as in the papers
+
+
+@dataclass
+class TrainingArguments:
+    """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`."""
+
+    output_dir: str = field(default="outputs", metadata={"help": "Release, checkpoints and logs of this run."})
+    backbone: str | None = field(default=None, metadata={"help": "A preset of the script, or a release to go on from."})
+    config_overrides: str = field(default="", metadata={"help": "Config values: 'mask_ratio=0.6,backbone_config.hidden_size=256'."})
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id, folder or glob; none: the embedded sample."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "The split that is trained on."})
+    test_split: str = field(default="test", metadata={"help": "The split that the evaluation at the end reports on."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of images; found by type or name."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of labels, for the evaluation at the end."})
+    streaming: bool = field(default=False, metadata={"help": "Read while training, without downloading first."})
+    shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of a stream that are shuffled together."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and decode, per process."})
+    max_broken_fraction: float = field(default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."})
+
+    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples per process and forward pass."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
+    learning_rate: float = field(default=1.5e-4, metadata={"help": "For 256 samples a step; grows with the total batch."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "A schedule of transformers, per step."})
+    warmup_steps: float = field(default=0, metadata={"help": "Linear warm-up: steps, or, below 1, a part of the run."})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's, not on biases and norms."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient's norm; 0: no clipping."})
+    seed: int = field(default=0, metadata={"help": "Of weights, order, views and masks."})
+
+    logging_steps: int = field(default=50, metadata={"help": "Steps between log entries."})
+    report_to: str = field(default="none", metadata={"help": "Trackers of Accelerate: tensorboard, wandb, all ..."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0: none but at SIGTERM."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "auto, or a checkpoint folder."})
+    eval_protocols: str = field(default="knn,linear_probe", metadata={"help": "At the end, on the release; none: skip."})
+
+    def __post_init__(self):
+        positive = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_total_limit")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "save_steps", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
+
+
+@dataclass
+class TrainingRun:
+    """What training leaves: the model in one piece (on the main process), and one dict per log entry."""
+
+    model: SSLModel
+    history: list[dict]
+    args: TrainingArguments
+    is_main_process: bool
+
+
+def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRun:
+    """Train `model`, from scratch or from a checkpoint.
+
+    data: a `datasets.Dataset` or `IterableDataset`. decoder: what turns its rows to batches (`hf_ssl.data.loader`), its
+    `view` what turns those to `forward`'s arguments on the device. SIGTERM saves a checkpoint and ends the program with
+    exit code 143.
+    """
+    output_dir = Path(args.output_dir)
+    trackers = None if args.report_to == "none" else args.report_to.split(",")
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps, log_with=trackers, project_dir=output_dir / "logs"
+    )
+    total_batch = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    max_steps = _count_steps(args, data, total_batch)
+    learning_rate = args.learning_rate * total_batch / REFERENCE_BATCH
+    checkpoint = _claim_output_dir(accelerator, output_dir, model, args)
+
+    _choose_attention(model, accelerator)
+    optimizer = _adamw(model, learning_rate, args)
+    model, optimizer = accelerator.prepare(model.train(), optimizer)
+    core = accelerator.unwrap_model(model)
+    warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * max_steps)
+    # not prepared: Accelerate would step it once per process
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, int(warmup), max_steps)
+    loader = TrainLoader(
+        data, decoder, args.per_device_train_batch_size, args.seed, args.dataloader_num_workers,
+        args.shuffle_buffer_size, accelerator.process_index, accelerator.num_processes,
+    )  # fmt: skip
+
+    step, history, loss_sum = 0, [], torch.zeros((), device=accelerator.device)
+    if checkpoint is not None:
+        state, loader_state = load_checkpoint(accelerator, checkpoint)
+        loader.load_state_dict(loader_state)
+        scheduler.load_state_dict(state["scheduler"])
+        step, history = state["step"], state["history"]
+        loss_sum += state["loss_sums"][accelerator.process_index] if accelerator.num_processes == state["processes"] else 0.0
+    _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
+    if trackers and accelerator.is_main_process:
+        accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
+
+    def save():
+        loss_sums = gather_object([loss_sum.item()])  # a float32 survives JSON exactly
+        if not all(map(math.isfinite, loss_sums)):
+            raise _not_finite(step)
+        state = {"scheduler": scheduler.state_dict(), "history": history, "loss_sums": loss_sums}
+        save_checkpoint(accelerator, output_dir, step, state, loader.state_dict(), args.save_total_limit)
+
+    terminated = _Terminated()
+    progress = tqdm(total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, dynamic_ncols=True)
+    batches, clock, timed_from = iter(loader), time.perf_counter(), step
+    while step < max_steps:
+        for micro_step in range(args.gradient_accumulation_steps):
+            # all randomness inside the step follows from (seed, step, process): there is no generator state to save
+            torch.manual_seed(_step_seed(args.seed, step, micro_step, accelerator.process_index))
+            batch = decoder.view(**{k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()})
+            with accelerator.accumulate(model):
+                output = model(**batch)
+                accelerator.backward(output.loss)
+                if accelerator.sync_gradients and args.max_grad_norm:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            loss_sum += output.loss.detach()
+        scheduler.step()
+        step += 1
+        core.after_step(step / max_steps)
+        progress.update()
+
+        stop = terminated.seen and accelerator.num_processes == 1  # several processes agree on it when they log
+        if step % args.logging_steps == 0 or step == max_steps:
+            window = (step - 1) % args.logging_steps + 1
+            told = gather_object([(loss_sum.item(), loader.broken, terminated.seen)])
+            loss = sum(item[0] for item in told) / len(told) / window / args.gradient_accumulation_steps
+            if not math.isfinite(loss):
+                raise _not_finite(step)
+            loss_sum.zero_()
+            _check_broken(sum(item[1] for item in told), loader.rows_seen, args)
+            stop = any(item[2] for item in told)
+            health = representation_health(output.features, output.features_2) if len(output.features) > 1 else {}
+            entry = {"step": step, "epoch": loader.epoch, "loss": loss, "learning_rate": scheduler.get_last_lr()[0]} | health
+            history.append(entry)
+            speed = (step - timed_from) * total_batch / (time.perf_counter() - clock)
+            clock, timed_from = time.perf_counter(), step
+            progress.set_postfix({"loss": f"{loss:.4f}", "samples/s": f"{speed:.0f}"})
+            accelerator.log({k: v for k, v in entry.items() if k != "step"} | {"samples_per_second": speed}, step=step)
+            if health and step >= 0.1 * max_steps and accelerator.is_main_process:
+                warn_if_collapsed(health, step)
+        if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
+            save()
+        if stop and step < max_steps:
+            progress.close()
+            logger.warning("Stopped by SIGTERM at step %d; go on with --resume_from_checkpoint auto.", step)
+            accelerator.end_training()
+            sys.exit(128 + signal.SIGTERM)
+
+    progress.close()
+    broken = sum(gather_object([loader.broken]))
+    if broken and accelerator.is_main_process:
+        logger.warning("%d broken rows were skipped among %d.", broken, loader.rows_seen + broken)
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):  # the weights are in pieces
+        weights = accelerator.get_state_dict(model)
+        core = type(core)(core.config)
+        if accelerator.is_main_process:
+            core.load_state_dict(weights)
+    accelerator.end_training()
+    return TrainingRun(core.eval(), history, args, accelerator.is_main_process)
+
+
+def _count_steps(args, data, total_batch):
+    if args.max_steps > 0:
+        return args.max_steps
+    if hasattr(data, "__len__"):
+        rows = len(data)
+    else:
+        splits = data.info.splits or {}
+        rows = splits[args.train_split].num_examples if args.train_split in splits else None
+    if not rows:
+        raise InputError("The stream does not say how many rows it has: give --max_steps instead of --num_train_epochs.")
+    return max(1, math.ceil(args.num_train_epochs * rows / total_batch))
+
+
+def _claim_output_dir(accelerator, output_dir, model, args):
+    """Check that the folder is new, or holds this very run; returns the checkpoint to resume from, or None."""
+    run_file = output_dir / RUN_FILE
+    run = {"config": json.loads(model.config.to_json_string(use_diff=False)), "arguments": asdict(args)}
+    found = json.loads(run_file.read_text()) if run_file.is_file() else None
+    if args.resume_from_checkpoint is None:
+        if found is not None:
+            raise InputError(
+                f"output_dir '{output_dir}' holds another run: go on with it by --resume_from_checkpoint auto, or choose "
+                "another folder."
+            )
+        if output_dir.is_dir() and any(output_dir.iterdir()):
+            raise InputError(f"output_dir '{output_dir}' is not empty and holds no run: choose another folder.")
+    elif found is not None:
+        if changed := [k for k, v in run["config"].items() if found["config"].get(k) != v and k != "transformers_version"]:
+            raise InputError(f"output_dir '{output_dir}' holds a run of another model: its config differs in {changed}.")
+        old, new = found["arguments"], run["arguments"]
+        for name in ("seed", "dataset_name", "dataset_config_name", "train_split", "streaming"):
+            if old.get(name) != new[name]:
+                raise InputError(f"The run in output_dir '{output_dir}' has {name}={old.get(name)}, this command {new[name]}.")
+        changed = sorted(k for k in new if old.get(k) != new[k] and k != "resume_from_checkpoint")
+        if changed and accelerator.is_main_process:
+            logger.warning("Going on with other settings than the run began with: %s.", ", ".join(changed))
+    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            write_json(run_file, run)
+        except OSError as error:
+            raise InputError(f"output_dir '{output_dir}' cannot be written: {error}.") from error
+    return checkpoint
+
+
+def _choose_attention(model, accelerator):
+    """On CPUs without AMX, the fused attention's backward in bfloat16 takes four times as long as two matrix products."""
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        model.set_attn_implementation("eager")
+
+
+def _adamw(model, learning_rate, args):
+    """No weight decay on vectors: biases and the scales of norms."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    betas = (args.adam_beta1, args.adam_beta2)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=args.adam_epsilon, fused=True)
+
+
+def _step_seed(*numbers):
+    bits = torch.zeros((), dtype=torch.int64)
+    for number in numbers:
+        bits = fold_in(bits, number)
+    return int(bits)
+
+
+def _not_finite(step):
+    return InputError(
+        f"The loss is not finite at step {step}: lower the learning rate, lengthen the warm-up or set --max_grad_norm 1; the "
+        "last checkpoint is from before."
+    )
+
+
+def _check_broken(broken, rows_seen, args):
+    if broken > max(10, args.max_broken_fraction * rows_seen):
+        raise DataError(
+            f"{broken} of {rows_seen + broken} rows could not be decoded, more than max_broken_fraction="
+            f"{args.max_broken_fraction}: repair the data or raise the limit."
+        )
+
+
+def _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint):
+    if not accelerator.is_main_process:
+        return
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    logger.info("%s: %.1f M parameters on %s x %d, %s", type(accelerator.unwrap_model(model)).__name__, size,
+                accelerator.device.type, accelerator.num_processes, accelerator.mixed_precision.replace("no", "fp32"))  # fmt: skip
+    logger.info("total batch %d = %d x %d processes x %d accumulated; learning rate %.3g = %.3g x %d / %d; %d steps",
+                total_batch, args.per_device_train_batch_size, accelerator.num_processes, args.gradient_accumulation_steps,
+                learning_rate, args.learning_rate, total_batch, REFERENCE_BATCH, max_steps)  # fmt: skip
+    if checkpoint is not None:
+        logger.info("going on from %s at step %d", checkpoint, step)
+
+
+class _Terminated:
+    """Remembers that SIGTERM has come, so that the step in hand can be finished and saved."""
+
+    def __init__(self):
+        self.seen = False
+        signal.signal(signal.SIGTERM, self)
+
+    def __call__(self, *_):
+        self.seen = True

@@ -1,0 +1,51 @@
+"""Pretrain a masked autoencoder (He et al. 2021).
+
+    accelerate launch scripts/pretrain_mae.py                                    # embedded images, a few minutes on a CPU
+    accelerate launch scripts/pretrain_mae.py --dataset_name uoft-cs/cifar10 --config_overrides backbone_config.image_size=32,backbone_config.patch_size=4
+    accelerate launch scripts/pretrain_mae.py --backbone vit-base --dataset_name ILSVRC/imagenet-1k --streaming
+"""
+
+from functools import partial
+
+from hf_ssl import MAEConfig, MAEForPreTraining
+from hf_ssl.cli import build_model, parse_arguments
+from hf_ssl.data import ImageDecoder, RandomResizedCropAndFlip, image_processor, image_rows, load_split
+from hf_ssl.errors import run_script
+from hf_ssl.evaluation.run_pictures import reconstructions
+from hf_ssl.hub import finish_run
+from hf_ssl.training import train
+
+
+def vit(width, layers, heads, image_size=224, patch_size=16):
+    sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width)
+    return dict(model_type="vit", image_size=image_size, patch_size=patch_size, layer_norm_eps=1e-6, **sizes)
+
+
+# appendix A.1, table 8: batch 4096 in all (64 x 64 processes, or accumulated), 800 epochs, 40 of them warm-up
+PAPER = dict(output_dir="outputs/mae", per_device_train_batch_size=64, num_train_epochs=800, warmup_steps=0.05)
+SMALL = dict(
+    backbone_config=vit(128, 4, 4, image_size=28, patch_size=7), norm_pix_loss=False, decoder_hidden_size=64,
+    decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=256,
+)  # fmt: skip
+RECIPES = {
+    "vit-tiny-28": (SMALL, PAPER | dict(num_train_epochs=40, per_device_train_batch_size=128, learning_rate=6e-3)),
+    "vit-base": (dict(backbone_config=vit(768, 12, 12)), PAPER),
+    "vit-large": (dict(backbone_config=vit(1024, 24, 16)), PAPER),
+    "vit-huge": (dict(backbone_config=vit(1280, 32, 16, patch_size=14)), PAPER),
+}
+
+
+def main():
+    config, args = parse_arguments(MAEConfig, RECIPES, __doc__)
+    size, channels = config.backbone_config.image_size, config.backbone_config.num_channels
+    processor = image_processor(size, channels)
+    view = RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std)  # the only augmentation
+    rows = load_split(args.dataset_name, args.train_split, config_name=args.dataset_config_name, streaming=args.streaming)
+    rows, column = image_rows(rows, args.image_column)
+    decoder = ImageDecoder(column, channels, view)
+    run = train(build_model(MAEForPreTraining, config, args), rows, decoder, args)
+    finish_run(run, processor, {"reconstructions": partial(reconstructions, run.model, rows, decoder, processor)})
+
+
+if __name__ == "__main__":
+    run_script(main)
