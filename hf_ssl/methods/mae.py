@@ -86,6 +86,11 @@ class MAEForPreTraining(SSLModel):
         self.grid = config.backbone_config.image_size // self.patch_size  # patches per side
         self.decoder = ViTMAEDecoder(config.vit_mae, num_patches=self.grid**2)
         self.post_init()
+        with torch.no_grad():  # the original draws query, key and value as one matrix of 3 D rows: a narrower uniform
+            for attention in (module for module in self.modules() if isinstance(module, ViTMAEAttention)):
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                    rows, columns = projection.weight.shape
+                    projection.weight *= math.sqrt((rows + columns) / (3 * rows + columns))
 
     def forward(self, pixel_values, sample_seeds=None, noise=None, **kwargs):
         """pixel_values: (N, C, H, W). The patches with the smallest `noise`, (N, L), stay visible; it is drawn from
@@ -171,10 +176,6 @@ def _init_as_official(module):
     elif isinstance(module, nn.LayerNorm):
         init.ones_(module.weight)
         init.zeros_(module.bias)
-    elif isinstance(module, ViTMAEAttention):  # the original draws query, key and value as one matrix of 3 D rows
-        for projection in (module.q_proj, module.k_proj, module.v_proj):
-            bound = math.sqrt(6 / (projection.in_features + 3 * projection.out_features))
-            init.uniform_(projection.weight, -bound, bound)
     elif isinstance(module, ViTMAEEmbeddings):
         projection = module.patch_embeddings.projection
         fan_in = projection.weight[0].numel()

@@ -1,0 +1,108 @@
+"""Pictures for the card: nearest neighbours and t-SNE. matplotlib and scikit-learn are imported when one is drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .knn import nearest
+from .low_label import balanced_subset
+
+QUERIES, NEIGHBOURS = 8, 10
+TSNE_POINTS, TSNE_PCA, PERPLEXITY = 2000, 50, 30.0  # 50 dimensions and perplexity 30: van der Maaten and Hinton 2008
+RIGHT, WRONG = "#2e9e4f", "#d0342c"
+
+
+def choose_queries(labels, seed, queries=QUERIES):
+    """Positions of the queries, one class after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    present = labels.unique()
+    present = present[torch.randperm(len(present), generator=generator)[:queries]]
+    rows = balanced_subset(labels, 0.0, seed)  # one of each class
+    rows = rows[torch.isin(labels[rows], present)]
+    return rows[labels[rows].argsort()]
+
+
+def neighbour_rows(train_features, test_features, queries, device=None):
+    """The NEIGHBOURS nearest training rows of each query, (Q, NEIGHBOURS)."""
+    return nearest(train_features, test_features[queries], NEIGHBOURS, device=device)[1]
+
+
+def save_neighbours(path, query_images, query_labels, neighbour_images, neighbour_labels, names=None):
+    """Query at the left, its nearest training images at the right, framed green if they are of its class, red if not.
+
+    query_images: Q uint8 (C, H, W), neighbour_images: Q lists of them. query_labels: (Q,), neighbour_labels: (Q, n).
+    """
+    plt = _pyplot()
+    rows, columns = len(query_images), len(neighbour_images[0]) + 1
+    widths = [1] + [0.25] + [1] * (columns - 1)  # a gap after the query
+    size = (0.72 * (columns + 0.25) + 1.0, 0.76 * rows + 0.35)
+    figure, axes = plt.subplots(rows, columns + 1, figsize=size, squeeze=False, width_ratios=widths)
+    for row in range(rows):
+        axes[row, 1].axis("off")
+        _show(axes[row, 0], query_images[row], "black")
+        label = int(query_labels[row])
+        axes[row, 0].set_ylabel(names[label] if names else str(label), rotation=0, ha="right", va="center", fontsize=8)
+        for axis, image, found in zip(axes[row, 2:], neighbour_images[row], neighbour_labels[row], strict=True):
+            _show(axis, image, RIGHT if int(found) == label else WRONG)
+    axes[0, 0].set_title("query", fontsize=8)
+    axes[0, 2].set_title("nearest training images, nearest first", fontsize=8, loc="left")
+    left = 1.1 / figure.get_figwidth()
+    figure.subplots_adjust(left=left, right=0.99, top=0.93, bottom=0.02, wspace=0.08, hspace=0.08)
+    _save(figure, path)
+
+
+def save_tsne(path, features, labels, names=None, seed=0):
+    """t-SNE of at most TSNE_POINTS rows, drawn at random, coloured by class."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    plt = _pyplot()
+    rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:TSNE_POINTS]
+    points, classes = features[rows].numpy(), labels[rows].numpy()
+    if points.shape[1] > TSNE_PCA and len(points) > TSNE_PCA:
+        points = PCA(TSNE_PCA, random_state=seed).fit_transform(points)
+    perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
+    points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+
+    figure, axis = plt.subplots(figsize=(7.5, 5.5))
+    present = np.unique(classes)
+    colours = plt.get_cmap("tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "gist_rainbow")
+    for number, label in enumerate(present):
+        colour = colours(number if len(present) <= 20 else number / len(present))
+        mine = points[classes == label]
+        axis.scatter(*mine.T, s=6, color=colour, linewidths=0, label=names[label] if names else str(label))
+    axis.set_xticks([]), axis.set_yticks([])
+    axis.set_title(f"t-SNE of {len(points)} test images", fontsize=10)
+    if len(present) <= 40:  # more names than that cover the picture
+        columns = 1 + (len(present) - 1) // 20
+        style = {"fontsize": 8, "markerscale": 2.5, "frameon": False, "ncol": columns}
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), **style)
+    _save(figure, path, bbox_inches="tight")
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")  # files only: there may be no display
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _show(axis, image, colour):
+    pixels = image.permute(1, 2, 0).numpy()
+    pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
+    axis.set_xticks([]), axis.set_yticks([])
+    for side in axis.spines.values():
+        side.set(color=colour, linewidth=2.5)
+
+
+def _save(figure, path, **arguments):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, **arguments)
+    _pyplot().close(figure)
+
+
+__all__ = ["choose_queries", "neighbour_rows", "save_neighbours", "save_tsne"]

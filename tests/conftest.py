@@ -1,0 +1,41 @@
+"""Settings for all tests: no network, one thread (the tests run several processes on two cores)."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TOKENIZERS_PARALLELISM": "false"}
+sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers, here and in child processes, by name
+
+import datasets  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet():
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_cache(tmp_path_factory):
+    """Data sets are prepared in a folder of this session, so nothing is found that another run has left."""
+    datasets.config.HF_DATASETS_CACHE = os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """A folder of three parquet shards of unequal length, 120 of the embedded images with an `id`."""
+    rows = datasets.load_dataset(str(ROOT / "hf_ssl/data/samples/images"), split="train[:120]")
+    rows = rows.cast_column("image", datasets.Image(decode=False)).add_column("id", list(range(120)))
+    folder = tmp_path_factory.mktemp("shards")
+    for number, (start, stop) in enumerate(((0, 31), (31, 90), (90, 120))):
+        part = rows.select(range(start, stop)).cast_column("image", datasets.Image())
+        part.to_parquet(folder / f"train-{number:05d}-of-00003.parquet", batch_size=8)
+    return folder
