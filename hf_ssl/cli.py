@@ -8,11 +8,11 @@ import warnings
 import datasets
 import torch
 import transformers
-from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from .errors import InputError
+from .evaluation.processes import process_state
 from .training import TrainingArguments
 
 
@@ -75,7 +75,7 @@ def _checked(build):
 
 def set_up_logging():
     """What a user reads: our own messages from the main process, and the libraries' warnings."""
-    main = PartialState().is_main_process
+    main = process_state().is_main_process
     level = logging.INFO if main else logging.ERROR
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("hf_ssl").setLevel(level)

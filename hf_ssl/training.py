@@ -140,9 +140,9 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     batches, clock, timed_from = iter(loader), time.perf_counter(), step
     while step < max_steps:
         for micro_step in range(args.gradient_accumulation_steps):
+            batch = decoder.view(**{k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()})
             # all randomness inside the step follows from (seed, step, process): there is no generator state to save
             torch.manual_seed(_step_seed(args.seed, step, micro_step, accelerator.process_index))
-            batch = decoder.view(**{k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()})
             with accelerator.accumulate(model):
                 output = model(**batch)
                 accelerator.backward(output.loss)
@@ -184,6 +184,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
             sys.exit(128 + signal.SIGTERM)
 
     progress.close()
+    batches.close()  # an abandoned stream may abort the interpreter at exit
     broken = sum(gather_object([loader.broken]))
     if broken and accelerator.is_main_process:
         logger.warning("%d broken rows were skipped among %d.", broken, loader.rows_seen + broken)

@@ -15,11 +15,11 @@ class Failed(Exception):
     """A process ended with an error; the message is its traceback or exit code."""
 
 
-def launch(function, *arguments, processes=1, kill_after=None, signal="kill"):
+def launch(function, *arguments, processes=1, kill_when=None, signal="kill"):
     """Run `function(*arguments)` in `processes` fresh processes and return their results, by rank.
 
-    kill_after: seconds after which all are killed (SIGKILL, or SIGTERM with signal="terminate"); the result is then the
-    list of exit codes. Raises Failed if a process fails by itself.
+    kill_when: asked until it says True; all are then killed (SIGKILL, or SIGTERM with signal="terminate"), and the result
+    is the list of exit codes. Raises Failed if a process fails by itself.
     """
     port = _free_port()
     results = CONTEXT.SimpleQueue()
@@ -28,10 +28,9 @@ def launch(function, *arguments, processes=1, kill_after=None, signal="kill"):
     ]
     for process in group:
         process.start()
-    if kill_after is not None:
-        deadline = time.monotonic() + kill_after
-        while time.monotonic() < deadline and any(process.is_alive() for process in group):
-            time.sleep(0.01)
+    if kill_when is not None:
+        while not kill_when() and any(process.is_alive() for process in group):
+            time.sleep(0.002)
         for process in group:
             getattr(process, signal)()
         for process in group:
@@ -63,6 +62,7 @@ def _run(results, function, arguments, rank, processes, port):
     import torch
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for the workers of data loaders, as in any script on Linux
     try:
         value, error = function(*arguments), None
     except Exception:

@@ -242,7 +242,7 @@ def test_clip_gives_image_features(tmp_path):
 
 
 def test_what_is_not_an_image_encoder_is_said_in_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="nowhere' is not a folder or Hub id"):
+    with pytest.raises(InputError, match="nowhere' is not a folder that exists"):
         load_encoder(tmp_path / "nowhere")
     bert = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
     with pytest.raises(InputError, match="not an image encoder: its model_type 'bert' reads input_ids"):

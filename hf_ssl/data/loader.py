@@ -252,8 +252,9 @@ class _Stream:
             block, start, number, skip = next_block, next_start, number + 1, 0
 
     def _in_stored_order(self):
+        found = self.row + self.unit + self.epoch > 0  # taken up in the middle
         while True:
-            units, found = self._units(), False
+            units = self._units()
             while self.unit < len(units):
                 shard, part = units[self.unit]
                 self.shard = self.shards[shard]
@@ -264,7 +265,7 @@ class _Stream:
                     if number % self.parts == part:
                         yield (self.epoch, shard, number), {name: column[0] for name, column in rows.items()}
                 self.unit, self.row = self.unit + 1, 0
-            if not found and self.epoch == 0:
+            if not found:
                 return
             self.epoch, self.unit = self.epoch + 1, 0
 

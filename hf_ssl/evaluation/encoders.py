@@ -7,6 +7,7 @@ ViT-MAE hides a random 75% of each image; both are seen here and another feature
 import logging
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -80,6 +81,8 @@ def load_encoder(name_or_path, revision=None):
     """An ImageEncoder from a folder or Hub id: one of our releases or its `pretraining` part, or any image model that
     AutoModel loads. Raises InputError if there is none, or if its features would be random."""
     repo, subfolder = _locate(name_or_path)
+    if not Path(repo).is_dir() and (repo.startswith(("/", ".", "~")) or repo.count("/") > 1):
+        raise InputError(f"'{name_or_path}' is not a folder that exists, and no Hub id: expected one of the two.")
     source = {"revision": revision, "subfolder": subfolder}
     try:
         config = AutoConfig.from_pretrained(repo, **source)

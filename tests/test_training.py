@@ -1,0 +1,287 @@
+"""The loop: exact resume, however it was stopped; the same numbers on one process and two; clear ends."""
+
+import json
+import random
+import re
+import resource
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from methods.tester import TINY_VIT
+from processes import Failed, launch
+from safetensors.torch import load_file
+
+from hf_ssl import MAEConfig, MAEForPreTraining
+from hf_ssl.checkpoints import find_checkpoint, find_damage, list_checkpoints
+from hf_ssl.data import DataError, ImageDecoder, RandomResizedCropAndFlip, image_rows, load_split
+from hf_ssl.errors import InputError
+from hf_ssl.health import RepresentationCollapseWarning
+from hf_ssl.methods._base import SSLOutput
+from hf_ssl.training import TrainingArguments, train
+
+STEPS = 24
+TINY = dict(
+    backbone_config=TINY_VIT | {"hidden_dropout_prob": 0.1}, decoder_hidden_size=16, decoder_num_hidden_layers=1,
+    decoder_num_attention_heads=2, decoder_intermediate_size=32,
+)  # fmt: skip
+
+
+def pretrain(data, output_dir, model_class=MAEForPreTraining, **changes):
+    """One run on `data`; returns its history."""
+    settings = dict(
+        output_dir=str(output_dir), dataset_name=str(data), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=0.05,
+        save_steps=1, logging_steps=5, shuffle_buffer_size=16, warmup_steps=4, seed=3,
+    )  # fmt: skip
+    args = TrainingArguments(**settings | changes)
+    rows, column = image_rows(load_split(args.dataset_name, streaming=args.streaming))
+    view = RandomResizedCropAndFlip(16, [0.5], [0.5])
+    torch.manual_seed(args.seed)
+    return train(model_class(MAEConfig(**TINY)), rows, ImageDecoder(column, 3, view), args).history
+
+
+def weights(output_dir, step=STEPS):
+    return load_file(Path(output_dir) / f"checkpoints/step_{step}/model.safetensors")
+
+
+def same_weights(one, other, step=STEPS):
+    one, other = weights(one, step), weights(other, step)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])
+def test_killed_run_goes_on_bitwise(shards, tmp_path, streaming, workers, processes):
+    """SIGKILL and SIGTERM at random moments; fresh processes each time; crosses epochs (120 rows, 24 steps x 8 or 16)."""
+    options = dict(streaming=streaming, dataloader_num_workers=workers)
+    [history, *_] = launch(_pretrain, shards, tmp_path / "whole", options, processes=processes)
+    moments = random.Random(f"{streaming}{workers}{processes}")
+    resume = options | {"resume_from_checkpoint": "auto"}
+    for how, step in (("kill", 2), ("terminate", 8), ("kill", 15)):
+        launch(
+            _pretrain, shards, tmp_path / "killed", resume, processes=processes, signal=how,
+            kill_when=after_step(tmp_path / "killed", step + moments.randrange(5), moments.uniform(0, 0.05)),
+        )  # fmt: skip
+        assert not (tmp_path / f"killed/checkpoints/step_{STEPS}").exists(), "the kill came too late to test anything"
+    [resumed, *_] = launch(_pretrain, shards, tmp_path / "killed", resume, processes=processes)
+    assert same_weights(tmp_path / "whole", tmp_path / "killed") and resumed == history
+
+
+def after_step(output_dir, step, seconds):
+    """A condition: the checkpoint of this step or a later one has been there for so long."""
+    newest = lambda: max((int(path.name.removeprefix("step_")) for path in list_checkpoints(output_dir)), default=-1)  # noqa: E731
+    return seconds_after(lambda: newest() >= step, seconds)
+
+
+def _pretrain(data, output_dir, options):
+    return pretrain(data, output_dir, **options)
+
+
+@pytest.mark.slow
+def test_twenty_kills(shards, tmp_path):
+    """Contract C2 at length: SIGKILL at 20 random moments of one run, nothing lost."""
+    options = dict(max_steps=STEPS * 20, resume_from_checkpoint="auto")
+    launch(_pretrain, shards, tmp_path / "whole", options)
+    moments = random.Random(0)
+    for kill in range(20):
+        moment = after_step(tmp_path / "killed", STEPS * kill + moments.randrange(STEPS), moments.uniform(0, 0.05))
+        [code] = launch(_pretrain, shards, tmp_path / "killed", options, kill_when=moment)
+        assert code == -9
+    launch(_pretrain, shards, tmp_path / "killed", options)
+    assert same_weights(tmp_path / "whole", tmp_path / "killed", STEPS * 20)
+
+
+def test_two_processes_train_as_one(shards, tmp_path):
+    """The whole run, views and masks included: 2 processes x 4 give the losses and weights of 1 x 8, to rounding."""
+    config = {"model_class": _WithoutDropout, "save_steps": STEPS}
+    one = launch(_pretrain, shards, tmp_path / "one", config | {"per_device_train_batch_size": 8})[0]
+    two = launch(_pretrain, shards, tmp_path / "two", config | {"per_device_train_batch_size": 4}, processes=2)[0]
+    accumulated = launch(
+        _pretrain, shards, tmp_path / "three", config | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    )[0]
+    for other, name in ((two, "two"), (accumulated, "three")):
+        assert [e["loss"] for e in other] == pytest.approx([e["loss"] for e in one], rel=1e-5)
+        for key, value in weights(tmp_path / "one").items():
+            if "k_proj.bias" in key or key.endswith("key.bias"):  # its true gradient is 0, and AdamW scales up the rounding
+                continue
+            torch.testing.assert_close(weights(tmp_path / name)[key], value, rtol=1e-3, atol=1e-4)
+
+
+class _WithoutDropout(MAEForPreTraining):
+    def __init__(self, config):
+        config.backbone_config.hidden_dropout_prob = 0.0  # dropout masks are drawn per process
+        super().__init__(config)
+
+
+def test_rows_go_on_with_other_numbers_of_processes_and_batches(shards, tmp_path):
+    """From 1 x 8 to 2 x 12, at the position in the epoch (which rows come is tested with the loader)."""
+    launch(_pretrain, shards, tmp_path / "run", dict(max_steps=6))
+    options = dict(per_device_train_batch_size=12, max_steps=9, resume_from_checkpoint="auto")
+    launch(_pretrain, shards, tmp_path / "run", options, processes=2)
+    state = json.loads((tmp_path / "run/checkpoints/step_9/loader_1.json").read_text())
+    assert state["rows_seen"] == 6 * 8 + 3 * 24
+
+
+def test_a_stream_says_that_it_cannot_go_on_with_other_workers(shards, tmp_path):
+    pretrain(shards, tmp_path, streaming=True, max_steps=2)
+    with pytest.raises(DataError, match="another number of workers: the checkpoint has 1, this run 2"):
+        pretrain(shards, tmp_path, streaming=True, max_steps=4, dataloader_num_workers=2, resume_from_checkpoint="auto")
+
+
+def test_sigterm_saves_and_says_so(shards, tmp_path):
+    options = dict(max_steps=100_000, save_steps=0)
+    options["logging_steps"] = 10
+    started = (tmp_path / "run.json").exists
+    [code] = launch(_pretrain, shards, tmp_path, options, kill_when=seconds_after(started, 0.5), signal="terminate")
+    assert code == 143
+    [checkpoint] = list_checkpoints(tmp_path)
+    assert find_damage(checkpoint) is None and json.loads((checkpoint / "state.json").read_text())["step"] > 0
+
+
+def seconds_after(condition, seconds):
+    since = []
+
+    def holds():
+        if not since and condition():
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] >= seconds
+
+    return holds
+
+
+def test_checkpoints_rotate(shards, tmp_path):
+    pretrain(shards, tmp_path, max_steps=5, save_total_limit=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_5", "step_4"]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(shards, tmp_path, caplog, damage):
+    pretrain(shards, tmp_path / "whole", max_steps=6)
+    pretrain(shards, tmp_path / "run", max_steps=6)
+    newest = tmp_path / "run/checkpoints/step_6"
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    if damage == "cut":
+        (newest / "model.safetensors").write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[-1] ^= 1
+        (newest / "model.safetensors").write_bytes(content)
+    else:
+        (newest / ("optimizer.bin" if damage == "missing" else "manifest.json")).unlink()
+    assert find_checkpoint(tmp_path / "run", "auto").name == "step_5"
+    assert str(newest) in caplog.text and "damaged" in caplog.text
+    pretrain(shards, tmp_path / "run", max_steps=6, resume_from_checkpoint="auto")
+    assert same_weights(tmp_path / "whole", tmp_path / "run", 6)
+    with pytest.raises(InputError, match="is damaged"):
+        (newest / "manifest.json").write_text("{")
+        find_checkpoint(tmp_path / "run", str(newest))
+
+
+def test_a_full_disk_ends_the_run_and_harms_no_checkpoint(shards, tmp_path):
+    pretrain(shards, tmp_path, max_steps=2)
+    with pytest.raises(Failed, match="CheckpointError: The checkpoint of step 3 could not be written to .*: .*"):
+        launch(_pretrain_on_a_full_disk, shards, tmp_path)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_2", "step_1"]
+    assert find_damage(list_checkpoints(tmp_path)[0]) is None and not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def _pretrain_on_a_full_disk(data, output_dir):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # no file can grow beyond 30 kB, as on a full disk
+    pretrain(data, output_dir, max_steps=4, resume_from_checkpoint="auto")
+
+
+def test_an_output_folder_in_use_is_refused(shards, tmp_path):
+    pretrain(shards, tmp_path / "run", max_steps=1)
+    with pytest.raises(InputError, match="holds another run.*--resume_from_checkpoint auto"):
+        pretrain(shards, tmp_path / "run", max_steps=1)
+    with pytest.raises(InputError, match="has seed=3, this command 4"):
+        pretrain(shards, tmp_path / "run", max_steps=2, seed=4, resume_from_checkpoint="auto")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        pretrain(shards, tmp_path / "mine", max_steps=1)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_broken_images_are_skipped_and_counted(tmp_path, caplog, streaming):
+    """1% of the rows broken: the run goes on and reports how many; every second row broken: it ends and says so."""
+    caplog.set_level("WARNING", logger="hf_ssl")
+    _broken_rows(tmp_path / "few", 200, every=100)
+    pretrain(tmp_path / "few", tmp_path / "run", streaming=streaming, max_steps=25)  # one epoch: two broken rows
+    assert int(re.search(r"(\d+) broken rows were skipped among", caplog.text)[1]) in (1, 2, 3)  # a stream begins the next epoch
+    _broken_rows(tmp_path / "many", 200, every=2)
+    with pytest.raises(DataError, match="more than max_broken_fraction=0.05"):
+        pretrain(tmp_path / "many", tmp_path / "run2", streaming=streaming)
+    _broken_rows(tmp_path / "all", 200, every=1)
+    with pytest.raises(DataError, match="could not be decoded, the last because: cannot identify image file"):
+        pretrain(tmp_path / "all", tmp_path / "run3", streaming=streaming)
+
+
+def _broken_rows(folder, count, every):
+    good = load_split(split="train[:1]").cast_column("image", datasets.Image(decode=False))[0]["image"]["bytes"]
+    rows = [{"bytes": b"not a picture" if i % every == every - 1 else good, "path": None} for i in range(count)]
+    folder.mkdir()
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shards, tmp_path):
+    with pytest.raises(InputError, match="The loss is not finite at step 5"):
+        pretrain(shards, tmp_path, learning_rate=1e9, warmup_steps=0, save_steps=0)
+    assert not list_checkpoints(tmp_path)
+
+
+def test_collapse_is_warned_of_by_name(shards, tmp_path):
+    with pytest.warns(RepresentationCollapseWarning, match="likely causes"):
+        pretrain(shards, tmp_path, model_class=_Constant)
+
+
+class _Constant(MAEForPreTraining):
+    """Broken on purpose: every image gets the same features."""
+
+    def forward(self, pixel_values, sample_seeds=None, **kwargs):
+        output = super().forward(pixel_values, sample_seeds)
+        return SSLOutput(loss=output.loss, features=output.features * 1e-4 + 1.0)
+
+
+def test_tensorboard_gets_the_log(shards, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = pretrain(shards, tmp_path, report_to="tensorboard", max_steps=10)
+    [folder] = {path.parent for path in tmp_path.glob("logs/hf_ssl/events*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([entry["loss"] for entry in history])
+    assert {"learning_rate", "feature_std", "effective_rank", "samples_per_second"} <= set(events.Tags()["scalars"])
+
+
+def test_trainer_of_transformers_trains_our_models(tmp_path):
+    from transformers import Trainer
+    from transformers import TrainingArguments as TrainerArguments
+
+    torch.manual_seed(0)
+    model = MAEForPreTraining(MAEConfig(**TINY))
+    images = [{"pixel_values": torch.linspace(0, k, 256).sin().reshape(1, 16, 16).expand(3, 16, 16)} for k in range(1, 65)]
+    arguments = TrainerArguments(
+        str(tmp_path), max_steps=300, per_device_train_batch_size=16, learning_rate=3e-3, logging_steps=50, save_strategy="no",
+        use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=images)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("name, value", [("logging_steps", 0), ("learning_rate", -1.0), ("per_device_train_batch_size", 0)])
+def test_impossible_arguments_are_named(name, value):
+    with pytest.raises(InputError, match=name):
+        TrainingArguments(**{name: value})
+
+
+def test_a_stream_of_unknown_length_wants_max_steps(tmp_path):
+    stream = datasets.IterableDataset.from_generator(lambda: iter([{"image": None}]))
+    arguments = TrainingArguments(output_dir=str(tmp_path), streaming=True)
+    with pytest.raises(InputError, match="--max_steps"):
+        train(MAEForPreTraining(MAEConfig(**TINY)), stream, None, arguments)
