@@ -140,8 +140,12 @@ def write_json(path, content):
 def _fingerprint(path, sync=False):
     if sync:
         _sync(path)
+    digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
-        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        while block := file.read(2**20):
+            digest.update(block)
+            size += len(block)
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def _sync(path):

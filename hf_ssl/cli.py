@@ -34,6 +34,7 @@ def parse_arguments(config_class, recipes, description=None):
     else:
         try:
             config = config_class.from_pretrained(backbone, subfolder="pretraining")
+            config.name_or_path = backbone  # where `build_model` finds the weights
         except OSError as error:
             message = f"backbone '{backbone}' is neither one of {list(recipes)} nor a release with pretraining/config.json."
             raise InputError(message) from error
@@ -61,16 +62,16 @@ def override_config(config, overrides):
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"expected name=value with one of {names}."
             raise InputError(f"config_overrides has no setting '{item.strip()}': {hint}")
-        _checked(lambda owner=owner, key=key, value=value: owner.update_from_string(f"{key}={value}"))
+        _checked(lambda owner=owner, key=key, value=value: owner.update_from_string(f"{key}={value}"), f"{name}: ")
     _checked(config.validate)  # assignment alone does not check
     return config
 
 
-def _checked(build):
+def _checked(build, prefix=""):
     try:
         return build()
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise InputError(str(error).strip().split("\n")[-1].strip().removeprefix("ValueError: ")) from error
+        raise InputError(prefix + str(error).strip().split("\n")[-1].strip().removeprefix("ValueError: ")) from error
 
 
 def set_up_logging():

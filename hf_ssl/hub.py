@@ -1,6 +1,7 @@
 """The release folder of contract C1 and its model card. Every number of a card is read from a file that a run wrote."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -8,10 +9,14 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .checkpoints import write_json
+from .data.loading import DataError
 from .errors import InputError
-from .evaluation.run_pictures import loss_curve
+from .evaluation import evaluate_images, results_table
+from .evaluation.pictures import save_loss
+from .evaluation.processes import process_state
 from .training import RUN_FILE, TrainingRun
 
+logger = logging.getLogger(__name__)
 CARDS = Path(__file__).parents[1] / "model_cards"
 HISTORY = "history.json"
 EVAL_RESULTS = "eval_results.json"
@@ -34,7 +39,7 @@ def save_release(run: TrainingRun, processor, pictures=()):
         run.model.save_pretrained(partial / "pretraining")
         write_json(partial / "pretraining" / HISTORY, run.history)
         (partial / "images").mkdir()
-        loss_curve(run.history, partial / "images" / "loss.png")
+        save_loss(run.history, partial / "images" / "loss.png")
         for name, draw in dict(pictures).items():
             draw(partial / "images" / f"{name}.png")
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
@@ -53,21 +58,26 @@ def finish_run(run: TrainingRun, processor, pictures=()):
     if run.is_main_process:
         save_release(run, processor, pictures)
         write_card(args.output_dir)
+    process_state().wait_for_everyone()  # the others read what the main process has written
     if args.eval_protocols == "none":
         return
-    from .evaluation import evaluate_images, results_table
-    results = evaluate_images(
-        args.output_dir,
-        args.dataset_name,
-        args.dataset_config_name,
-        protocols=args.eval_protocols.split(","),
-        train_split=args.train_split,
-        test_split=args.test_split,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        seed=args.seed,
-        output_dir=args.output_dir,
-    )
+    try:
+        results = evaluate_images(
+            args.output_dir,
+            args.dataset_name,
+            args.dataset_config_name,
+            protocols=args.eval_protocols.split(","),
+            train_split=args.train_split,
+            test_split=args.test_split,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            streaming=args.streaming,
+            seed=args.seed,
+            output_dir=args.output_dir,
+        )
+    except DataError as error:  # data without labels, or without a test split, is what pretraining is for
+        logger.warning("The release is whole but was not evaluated: %s", error)
+        return
     if run.is_main_process:
         write_card(args.output_dir)
         print(results_table(results))
@@ -78,7 +88,6 @@ def write_card(folder):
     folder = Path(folder)
     run = json.loads((folder / RUN_FILE).read_text())
     history = json.loads((folder / "pretraining" / HISTORY).read_text())
-    from .evaluation import results_table
     results_file = folder / EVAL_RESULTS
     results = json.loads(results_file.read_text()) if results_file.is_file() else None
     method = run["config"]["model_type"].removeprefix("ssl_")

@@ -21,7 +21,7 @@ from .data.loading import DataError
 from .errors import InputError
 from .health import representation_health, warn_if_collapsed
 from .methods._base import SSLModel
-from .methods._random import fold_in
+from .methods._random import seed_from
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
@@ -46,6 +46,8 @@ class TrainingArguments:
     shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of a stream that are shuffled together."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and decode, per process."})
     max_broken_fraction: float = field(default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."})
+
+    min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest part of an image's area that a random crop takes."})
 
     max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
@@ -73,6 +75,8 @@ class TrainingArguments:
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        if not 0 < self.min_crop_scale <= 1:
+            raise InputError(f"min_crop_scale must be above 0 and at most 1, found {self.min_crop_scale}.")
         for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "save_steps", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
@@ -142,7 +146,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         for micro_step in range(args.gradient_accumulation_steps):
             batch = decoder.view(**{k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()})
             # all randomness inside the step follows from (seed, step, process): there is no generator state to save
-            torch.manual_seed(_step_seed(args.seed, step, micro_step, accelerator.process_index))
+            torch.manual_seed(seed_from(args.seed, step, micro_step, accelerator.process_index))
             with accelerator.accumulate(model):
                 output = model(**batch)
                 accelerator.backward(output.loss)
@@ -259,13 +263,6 @@ def _adamw(model, learning_rate, args):
     ]
     betas = (args.adam_beta1, args.adam_beta2)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=args.adam_epsilon, fused=True)
-
-
-def _step_seed(*numbers):
-    bits = torch.zeros((), dtype=torch.int64)
-    for number in numbers:
-        bits = fold_in(bits, number)
-    return int(bits)
 
 
 def _not_finite(step):

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 from hf_ssl.data import DataError, ImageDecoder, RandomResizedCropAndFlip, TrainLoader, decode_image, image_processor
 from hf_ssl.data import image_rows, load_split
 from hf_ssl.data.views import random_crop_boxes, resized_crop
-from hf_ssl.methods._random import fold_in, uniform
+from hf_ssl.methods._random import fold_in, seed_from, uniform
 
 VIEW = RandomResizedCropAndFlip(16, [0.5], [0.5])
 
@@ -149,6 +149,7 @@ def test_random_numbers_are_uniform_and_independent():
     assert (torch.corrcoef(draws.T) - torch.eye(3)).abs().max() < 0.02
     assert (torch.corrcoef(torch.stack([draws[1:, 0], draws[:-1, 0]])) - torch.eye(2)).abs().max() < 0.02
     assert torch.equal(uniform(torch.arange(8), 3)[2:5], uniform(torch.arange(2, 5), 3))
+    assert seed_from(7, 2**40, 3) == int(fold_in(fold_in(fold_in(torch.tensor(0), 7), 2**40), 3))
     # SplitMix64's published first outputs for seed 1234567
     bits = [int(fold_in(torch.tensor(1234567), i)) % 2**64 for i in range(3)]
     assert bits == [6457827717110365317, 3203168211198807973, 9817491932198370423]

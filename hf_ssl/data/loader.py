@@ -21,7 +21,7 @@ import datasets
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from ..methods._random import fold_in
+from ..methods._random import seed_from
 from .loading import DataError
 
 ATTEMPTS = 10  # rows tried in a row before the data is taken to be undecodable as a whole
@@ -137,16 +137,8 @@ class _Endless:
 
 @lru_cache(maxsize=2)
 def _permutation(length, seed, epoch):
-    generator = torch.Generator().manual_seed(_number(seed, epoch))
+    generator = torch.Generator().manual_seed(seed_from(seed, epoch))
     return torch.randperm(length, generator=generator)
-
-
-def _number(*parts):
-    """One 64-bit number from several."""
-    bits = torch.zeros((), dtype=torch.int64)
-    for part in parts:
-        bits = fold_in(bits, part)
-    return int(bits)
 
 
 class _MapBatches(Dataset):
@@ -168,11 +160,11 @@ class _MapBatches(Dataset):
                     break
                 except BROKEN as error:
                     broken, reason = broken + 1, str(error).strip().rstrip(".")
-                row = _number(self.seed, epoch, row, attempt) % length  # a stand-in, the same at every try of this run
+                row = seed_from(self.seed, epoch, row, attempt) % length  # a stand-in, the same at every try of this run
                 value = self.data[row]
             else:
                 return Batch(error=f"{ATTEMPTS + 1} rows of the data in a row could not be decoded, the last because: {reason}.")
-            seeds.append(_number(self.seed, epoch, row))
+            seeds.append(seed_from(self.seed, epoch, row))
         return Batch(self.decoder.collate(items, torch.tensor(seeds)), broken, epoch=keys[0][0])
 
 
@@ -211,7 +203,7 @@ class _StreamBatches(IterableDataset):
                         yield Batch(error=f"{in_a_row} rows of the stream in a row could not be decoded, the last because: {reason}.")
                         return
                     continue
-                seeds.append(_number(self.seed, *key))
+                seeds.append(seed_from(self.seed, *key))
                 epoch = key[0]
             tensors = self.decoder.collate(items, torch.tensor(seeds))
             yield Batch(tensors, broken, epoch, worker, stream.position())
@@ -242,7 +234,7 @@ class _Stream:
         block = list(islice(source, self.buffer_size))
         while block:
             next_start, next_block = self._state(), []
-            generator = torch.Generator().manual_seed(_number(self.seed, self.index, number))
+            generator = torch.Generator().manual_seed(seed_from(self.seed, self.index, number))
             for emitted, at in enumerate(torch.randperm(len(block), generator=generator).tolist(), start=1):
                 next_block.append(next(source))  # one in, one out: reading is spread evenly
                 row, block[at] = block[at], None

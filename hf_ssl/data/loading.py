@@ -27,10 +27,13 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
         data = datasets.load_dataset(builder, config_name, split=split, streaming=streaming, **arguments)
     except (FileNotFoundError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        where = f"dataset_name '{dataset_name}'" + (f" (config '{config_name}')" if config_name else "")
+        where = f"The sample '{sample}'" if dataset_name is None else f"dataset_name '{dataset_name}'"
+        where += f" (config '{config_name}')" if config_name else ""
+        if "corresponds to no data" in reason:
+            reason = "the data set is empty: found 0 rows, expected at least 1"
         raise DataError(f"{where} has no readable split '{split}': {reason}.") from error
     if isinstance(data, Dataset) and len(data) == 0:
-        raise DataError(f"Split '{split}' of dataset_name '{dataset_name}' is empty: found 0 rows, expected at least 1.")
+        raise DataError(f"dataset_name '{dataset_name}' is empty: found 0 rows in split '{split}', expected at least 1.")
     return data
 
 

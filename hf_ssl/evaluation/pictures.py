@@ -1,5 +1,7 @@
-"""Pictures for the card: nearest neighbours and t-SNE. matplotlib and scikit-learn are imported when one is drawn."""
+"""Pictures for the card: loss, reconstructions, nearest neighbours and t-SNE. matplotlib and scikit-learn are imported
+when one is drawn."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,30 @@ from .low_label import balanced_subset
 QUERIES, NEIGHBOURS = 8, 10
 TSNE_POINTS, TSNE_PCA, PERPLEXITY = 2000, 50, 30.0  # 50 dimensions and perplexity 30: van der Maaten and Hinton 2008
 RIGHT, WRONG = "#2e9e4f", "#d0342c"
+
+
+def save_loss(history, path):
+    """The loss over the steps. history: the log entries of a run."""
+    figure, axis = _pyplot().subplots(figsize=(6, 3.5))
+    axis.plot([entry["step"] for entry in history], [entry["loss"] for entry in history])
+    axis.set(xlabel="step", ylabel="loss")
+    axis.grid(alpha=0.3)
+    _save(figure, path, bbox_inches="tight")
+
+
+def save_reconstructions(model, rows, decoder, processor, path, count=8):
+    """For methods with `reconstruct`: original, masked and reconstructed, the first `count` rows under a fixed mask."""
+    images = [decoder.decode(row) for row in islice(rows, count)]
+    pixel_values = processor(images, return_tensors="pt").pixel_values.to(model.device)
+    noise = torch.rand(len(images), model.grid**2, generator=torch.Generator().manual_seed(0)).to(model.device)
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std))
+    batches = (pixel_values, *model.reconstruct(pixel_values, noise=noise))
+    figure, axes = _pyplot().subplots(3, len(images), figsize=(len(images), 3.2), squeeze=False)
+    for line, name, batch in zip(axes, ("original", "masked", "reconstructed"), batches, strict=True):
+        line[0].set_ylabel(name)
+        for axis, pixels in zip(line, (batch.cpu() * std + mean).clamp(0, 1).mul(255).byte(), strict=True):
+            _show(axis, pixels, "white")
+    _save(figure, path, bbox_inches="tight")
 
 
 def choose_queries(labels, seed, queries=QUERIES):
@@ -105,4 +131,4 @@ def _save(figure, path, **arguments):
     _pyplot().close(figure)
 
 
-__all__ = ["choose_queries", "neighbour_rows", "save_neighbours", "save_tsne"]
+__all__ = ["choose_queries", "neighbour_rows", "save_loss", "save_neighbours", "save_reconstructions", "save_tsne"]

@@ -28,3 +28,14 @@ def uniform(seeds, count):
     """`count` numbers in [0, 1) for each of N seeds: (N,) int64 to (N, count) float32, in steps of 2^-24."""
     bits = fold_in(seeds[:, None], torch.arange(count, device=seeds.device))  # (N, count)
     return _shift_right(bits, 40).float() * 2.0**-24
+
+
+def seed_from(*numbers):
+    """One signed 64-bit seed from several integers: `fold_in` one after the other from 0, in plain Python."""
+    bits = 0
+    for number in numbers:
+        bits = (bits + (number + 1) * _GOLDEN) % 2**64
+        bits = (bits ^ bits >> 30) * _MIX_1 % 2**64
+        bits = (bits ^ bits >> 27) * _MIX_2 % 2**64
+        bits ^= bits >> 31
+    return bits - 2**64 if bits >= 2**63 else bits

@@ -1,0 +1,195 @@
+"""The scripts as a user runs them: what they leave, what loads it, and what they say to bad input."""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from processes import launch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForPreTraining
+
+import hf_ssl
+from hf_ssl.data import load_split
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script, *arguments):
+    """(exit code, stdout, stderr) of a script in a fresh process."""
+    return launch(_run, script, [str(argument) for argument in arguments])[0]
+
+
+def _run(script, arguments):
+    sys.argv = [script, *arguments]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A data set of 200 + 100 of the embedded images."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 200), ("test", 100)):
+        load_split(None, split).select(range(count)).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def release(pictures, tmp_path_factory):
+    """What `pretrain_mae.py` leaves after 30 steps; (folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("runs") / "mae"
+    code, out, err = run("pretrain_mae.py", "--dataset_name", pictures, "--output_dir", folder, "--max_steps", 30)
+    assert code == 0, err
+    return folder, out
+
+
+def test_a_run_leaves_a_whole_release(release):
+    folder, printed = release
+    for name in (
+        "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "eval_results.json", "images/loss.png",
+        "images/reconstructions.png", "pretraining/config.json", "pretraining/model.safetensors", "checkpoints/step_30",
+    ):  # fmt: skip
+        assert (folder / name).exists(), name
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+    results = json.loads((folder / "eval_results.json").read_text())["results"]
+    assert list(results) == ["raw_pixels", "random_initialisation", "pretrained"]
+    assert "| Pretrained |" in printed and f"{results['pretrained']['knn']:.1f}" in printed
+
+
+def test_the_card_tells_the_numbers_of_the_run(release):
+    from huggingface_hub import ModelCard
+
+    folder, printed = release
+    card = ModelCard.load(folder / "README.md")
+    results = json.loads((folder / "eval_results.json").read_text())["results"]["pretrained"]
+    assert sorted(result.metric_value for result in card.data.eval_results) == sorted(results.values())
+    assert card.data.pipeline_tag == "image-feature-extraction" and "self-supervised-learning" in card.data.tags
+    assert printed.strip() in card.text and "{{" not in card.text and "30 steps" in card.text
+
+
+def test_the_release_loads_where_hf_ssl_is_not_installed(release):
+    folder, _ = release
+    program = """
+import sys
+sys.modules["hf_ssl"] = None
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+folder = sys.argv[1]
+model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+assert type(model).__name__ == "ViTModel" and not any(report.values()), report
+processor = AutoImageProcessor.from_pretrained(folder)
+again = AutoModel.from_pretrained(folder)
+for mode, size in (("L", (28, 28)), ("RGB", (300, 200))):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).convert(mode)
+    inputs = processor(image, return_tensors="pt")
+    output = model(**inputs)
+    assert torch.equal(output.pooler_output, output.last_hidden_state[:, 0])
+    assert torch.equal(output.pooler_output, again(**inputs).pooler_output)
+    features = pipeline("image-feature-extraction", model=folder, image_processor=processor)(image, return_tensors=True)
+    torch.testing.assert_close(features, output.last_hidden_state)
+classifier, report = AutoModelForImageClassification.from_pretrained(folder, num_labels=10, output_loading_info=True)
+assert set(report["missing_keys"]) == {"classifier.weight", "classifier.bias"}, report
+assert classifier(**inputs).logits.shape == (1, 10)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_whole_model_comes_back(release):
+    folder, _ = release
+    model, report = AutoModelForPreTraining.from_pretrained(folder, subfolder="pretraining", output_loading_info=True)
+    assert type(model) is hf_ssl.MAEForPreTraining and not any(report.values())
+    pixel_values = torch.randn(2, 3, 28, 28)
+    encoder = AutoModel.from_pretrained(folder)
+    torch.testing.assert_close(model.eval().embed(pixel_values), encoder(pixel_values).pooler_output, rtol=0, atol=1e-6)
+    trained = load_file(folder / "checkpoints/step_30/model.safetensors")
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+
+
+def test_training_goes_on_from_a_release(release, pictures, tmp_path):
+    folder, _ = release
+    code, _, err = run(
+        "pretrain_mae.py", "--backbone", folder, "--dataset_name", pictures, "--output_dir", tmp_path / "more", "--max_steps", 2,
+        "--learning_rate", 0, "--eval_protocols", "none",
+    )  # fmt: skip
+    assert code == 0, err
+    one, other = (load_file(path / "pretraining/model.safetensors") for path in (folder, tmp_path / "more"))
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def test_data_without_labels_is_what_pretraining_is_for(pictures, tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        rows = load_split(str(pictures), split).remove_columns("label")
+        rows.to_parquet(tmp_path / f"data/{split}-00000-of-00001.parquet")
+    arguments = ("--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "run", "--max_steps", 2)
+    code, _, err = run("pretrain_mae.py", *arguments)
+    assert code == 0 and "was not evaluated: No label column was found" in err
+    assert (tmp_path / "run/model.safetensors").is_file() and (tmp_path / "run/README.md").is_file()
+
+
+def test_two_processes_leave_the_release_of_one(pictures, tmp_path):
+    """torchrun, as on a machine with several devices; the numbers agree."""
+    common = ["--dataset_name", str(pictures), "--max_steps", "10", "--eval_protocols", "knn"]
+    code, out, err = run("pretrain_mae.py", *common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 16)
+    assert code == 0, err
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += [str(ROOT / "scripts/pretrain_mae.py"), *common, "--output_dir", str(tmp_path / "two")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--per_device_train_batch_size", "8"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "8 x 2 processes" in done.stderr and done.stdout.count("| Pretrained |") == 1
+    one, two = (json.loads((tmp_path / name / "eval_results.json").read_text())["results"] for name in ("one", "two"))
+    assert one["raw_pixels"] == two["raw_pixels"]
+    assert one["pretrained"]["knn"] == pytest.approx(two["pretrained"]["knn"], abs=2)
+
+
+def bad_data(folder):
+    """Data sets that cannot be used, by name."""
+    (folder / "empty").mkdir()
+    datasets.Dataset.from_dict({"image": []}).to_parquet(folder / "empty/train-00000-of-00001.parquet")
+    (folder / "numbers").mkdir()
+    datasets.Dataset.from_dict({"image": [1, 2, 3]}).to_parquet(folder / "numbers/train-00000-of-00001.parquet")
+    (folder / "bare").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--dataset_name", "./nowhere"], "dataset_name './nowhere' was not found"),
+        (["--dataset_name", "{bad}/empty"], "is empty: found 0 rows"),
+        (["--dataset_name", "{bad}/bare"], "is a folder without files"),
+        (["--dataset_name", "{bad}/numbers"], "image_column 'image' holds int64 values"),
+        (["--image_column", "photo"], "image_column 'photo' is not in the data set: found the columns ['image', 'label']"),
+        (["--config_overrides", "backbone_config.patch_size=5"], "image_size must be divisible by patch_size, found image_size=28"),
+        (["--config_overrides", "mask_ration=0.5"], "config_overrides has no setting 'mask_ration=0.5': did you mean 'mask_ratio'?"),
+        (["--config_overrides", "mask_ratio=much"], "mask_ratio: could not convert string to float: 'much'"),
+        (["--backbone", "vit-gigantic"], "backbone 'vit-gigantic' is neither one of"),
+        (["--output_dir", "{release}"], "holds another run"),
+        (["--resume_from_checkpoint", "./nothing"], "resume_from_checkpoint './nothing' is not a folder"),
+        (["--train_split", "dev"], "no readable split 'dev'"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, message, release, tmp_path):
+    names = {"bad": bad_data(tmp_path), "release": release[0]}
+    arguments = [argument.format(**names) if "{" in argument else argument for argument in arguments]
+    before = {path: path.stat().st_mtime_ns for path in release[0].rglob("*")}
+    code, out, err = run("pretrain_mae.py", "--output_dir", tmp_path / "run", "--max_steps", 1, *arguments)
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("Generating")]
+    assert code == 1 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], (code, err)
+    assert not (tmp_path / "run").exists() and before == {path: path.stat().st_mtime_ns for path in release[0].rglob("*")}
