@@ -197,7 +197,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         core = type(core)(core.config)
         if accelerator.is_main_process:
             core.load_state_dict(weights)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next
+        tracker.finish()
     return TrainingRun(core.eval(), history, args, accelerator.is_main_process)
 
 

@@ -147,7 +147,7 @@ def test_two_processes_leave_the_release_of_one(pictures, tmp_path):
     common = ["--dataset_name", str(pictures), "--max_steps", "10", "--eval_protocols", "knn"]
     code, out, err = run("pretrain_mae.py", *common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 16)
     assert code == 0, err
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(ROOT / "scripts/pretrain_mae.py"), *common, "--output_dir", str(tmp_path / "two")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "--per_device_train_batch_size", "8"], capture_output=True, text=True, env=environment)
