@@ -87,7 +87,9 @@ def find_checkpoint(output_dir, resume_from):
         return None
     if resume_from != "auto":
         if not Path(resume_from).is_dir():
-            raise CheckpointError(f"resume_from_checkpoint '{resume_from}' is not a folder: expected auto or a checkpoint.")
+            raise CheckpointError(
+                f"resume_from_checkpoint '{resume_from}' is not a folder: expected auto or a checkpoint."
+            )
         if damage := find_damage(resume_from):
             raise CheckpointError(f"The checkpoint {resume_from} is damaged: {damage}; choose another, or auto.")
         return Path(resume_from)
@@ -98,7 +100,9 @@ def find_checkpoint(output_dir, resume_from):
             return folder
         logger.warning("The checkpoint %s is damaged and passed over: %s.", folder, damage)
     if found:
-        raise CheckpointError(f"None of the {len(found)} checkpoints in {found[0].parent} is whole: remove them to start again.")
+        raise CheckpointError(
+            f"None of the {len(found)} checkpoints in {found[0].parent} is whole: remove them to start again."
+        )
     return None
 
 

@@ -36,7 +36,9 @@ def parse_arguments(config_class, recipes, description=None):
             config = config_class.from_pretrained(backbone, subfolder="pretraining")
             config.name_or_path = backbone  # where `build_model` finds the weights
         except OSError as error:
-            message = f"backbone '{backbone}' is neither one of {list(recipes)} nor a release with pretraining/config.json."
+            message = (
+                f"backbone '{backbone}' is neither one of {list(recipes)} nor a release with pretraining/config.json."
+            )
             raise InputError(message) from error
     return override_config(config, args.config_overrides), args
 

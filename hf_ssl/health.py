@@ -40,7 +40,7 @@ def representation_health(features, features_2=None):
         unit_2 = F.normalize(features_2.detach().float(), dim=1)
         values["alignment"] = (unit - unit_2).square().sum(1).mean()
         values["uniformity"] = torch.pdist(unit).square().mul(-2).exp().mean().log()
-    return dict(zip(values, torch.stack(list(values.values())).tolist()))
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 
 def warn_if_collapsed(health, step):

@@ -20,7 +20,11 @@ logger = logging.getLogger(__name__)
 CARDS = Path(__file__).parents[1] / "model_cards"
 HISTORY = "history.json"
 EVAL_RESULTS = "eval_results.json"
-METRICS = {"knn": "k-nearest-neighbour accuracy", "linear_probe": "linear probe accuracy", "fine_tune": "fine-tuned accuracy"}
+METRICS = {
+    "knn": "k-nearest-neighbour accuracy",
+    "linear_probe": "linear probe accuracy",
+    "fine_tune": "fine-tuned accuracy",
+}
 
 
 def save_release(run: TrainingRun, processor, pictures=()):

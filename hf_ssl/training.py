@@ -33,27 +33,41 @@ class TrainingArguments:
     """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`."""
 
     output_dir: str = field(default="outputs", metadata={"help": "Release, checkpoints and logs of this run."})
-    backbone: str | None = field(default=None, metadata={"help": "A preset of the script, or a release to go on from."})
-    config_overrides: str = field(default="", metadata={"help": "Config values: 'mask_ratio=0.6,backbone_config.hidden_size=256'."})
+    backbone: str | None = field(
+        default=None, metadata={"help": "A preset of the script, or a release to go on from."}
+    )
+    config_overrides: str = field(
+        default="", metadata={"help": "Config values: 'mask_ratio=0.6,backbone_config.hidden_size=256'."}
+    )
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub id, folder or glob; none: the embedded sample."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, folder or glob; none: the embedded sample."}
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "The split that is trained on."})
     test_split: str = field(default="test", metadata={"help": "The split that the evaluation at the end reports on."})
     image_column: str | None = field(default=None, metadata={"help": "Column of images; found by type or name."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of labels, for the evaluation at the end."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of labels, for the evaluation at the end."}
+    )
     streaming: bool = field(default=False, metadata={"help": "Read while training, without downloading first."})
     shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of a stream that are shuffled together."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and decode, per process."})
-    max_broken_fraction: float = field(default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."})
+    max_broken_fraction: float = field(
+        default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."}
+    )
 
-    min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest part of an image's area that a random crop takes."})
+    min_crop_scale: float = field(
+        default=0.2, metadata={"help": "Smallest part of an image's area that a random crop takes."}
+    )
 
     max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples per process and forward pass."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
-    learning_rate: float = field(default=1.5e-4, metadata={"help": "For 256 samples a step; grows with the total batch."})
+    learning_rate: float = field(
+        default=1.5e-4, metadata={"help": "For 256 samples a step; grows with the total batch."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "A schedule of transformers, per step."})
     warmup_steps: float = field(default=0, metadata={"help": "Linear warm-up: steps, or, below 1, a part of the run."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's, not on biases and norms."})
@@ -68,7 +82,9 @@ class TrainingArguments:
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0: none but at SIGTERM."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "auto, or a checkpoint folder."})
-    eval_protocols: str = field(default="knn,linear_probe", metadata={"help": "At the end, on the release; none: skip."})
+    eval_protocols: str = field(
+        default="knn,linear_probe", metadata={"help": "At the end, on the release; none: skip."}
+    )
 
     def __post_init__(self):
         positive = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_total_limit")
@@ -77,7 +93,14 @@ class TrainingArguments:
                 raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
         if not 0 < self.min_crop_scale <= 1:
             raise InputError(f"min_crop_scale must be above 0 and at most 1, found {self.min_crop_scale}.")
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "save_steps", "dataloader_num_workers"):
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "max_grad_norm",
+            "save_steps",
+            "dataloader_num_workers",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
 
@@ -102,7 +125,9 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     output_dir = Path(args.output_dir)
     trackers = None if args.report_to == "none" else args.report_to.split(",")
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps, log_with=trackers, project_dir=output_dir / "logs"
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=trackers,
+        project_dir=output_dir / "logs",
     )
     total_batch = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     max_steps = _count_steps(args, data, total_batch)
@@ -127,7 +152,9 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         loader.load_state_dict(loader_state)
         scheduler.load_state_dict(state["scheduler"])
         step, history = state["step"], state["history"]
-        loss_sum += state["loss_sums"][accelerator.process_index] if accelerator.num_processes == state["processes"] else 0.0
+        loss_sum += (
+            state["loss_sums"][accelerator.process_index] if accelerator.num_processes == state["processes"] else 0.0
+        )
     _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
     if trackers and accelerator.is_main_process:
         accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
@@ -140,7 +167,9 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         save_checkpoint(accelerator, output_dir, step, state, loader.state_dict(), args.save_total_limit)
 
     terminated = _Terminated()
-    progress = tqdm(total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, dynamic_ncols=True)
+    progress = tqdm(
+        total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, dynamic_ncols=True
+    )
     batches, clock, timed_from = iter(loader), time.perf_counter(), step
     while step < max_steps:
         for micro_step in range(args.gradient_accumulation_steps):
@@ -171,7 +200,12 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
             _check_broken(sum(item[1] for item in told), loader.rows_seen, args)
             stop = any(item[2] for item in told)
             health = representation_health(output.features, output.features_2) if len(output.features) > 1 else {}
-            entry = {"step": step, "epoch": loader.epoch, "loss": loss, "learning_rate": scheduler.get_last_lr()[0]} | health
+            entry = {
+                "step": step,
+                "epoch": loader.epoch,
+                "loss": loss,
+                "learning_rate": scheduler.get_last_lr()[0],
+            } | health
             history.append(entry)
             speed = (step - timed_from) * total_batch / (time.perf_counter() - clock)
             clock, timed_from = time.perf_counter(), step
@@ -211,7 +245,9 @@ def _count_steps(args, data, total_batch):
         splits = data.info.splits or {}
         rows = splits[args.train_split].num_examples if args.train_split in splits else None
     if not rows:
-        raise InputError("The stream does not say how many rows it has: give --max_steps instead of --num_train_epochs.")
+        raise InputError(
+            "The stream does not say how many rows it has: give --max_steps instead of --num_train_epochs."
+        )
     return max(1, math.ceil(args.num_train_epochs * rows / total_batch))
 
 
@@ -229,12 +265,18 @@ def _claim_output_dir(accelerator, output_dir, model, args):
         if output_dir.is_dir() and any(output_dir.iterdir()):
             raise InputError(f"output_dir '{output_dir}' is not empty and holds no run: choose another folder.")
     elif found is not None:
-        if changed := [k for k, v in run["config"].items() if found["config"].get(k) != v and k != "transformers_version"]:
-            raise InputError(f"output_dir '{output_dir}' holds a run of another model: its config differs in {changed}.")
+        if changed := [
+            k for k, v in run["config"].items() if found["config"].get(k) != v and k != "transformers_version"
+        ]:
+            raise InputError(
+                f"output_dir '{output_dir}' holds a run of another model: its config differs in {changed}."
+            )
         old, new = found["arguments"], run["arguments"]
         for name in ("seed", "dataset_name", "dataset_config_name", "train_split", "streaming"):
             if old.get(name) != new[name]:
-                raise InputError(f"The run in output_dir '{output_dir}' has {name}={old.get(name)}, this command {new[name]}.")
+                raise InputError(
+                    f"The run in output_dir '{output_dir}' has {name}={old.get(name)}, this command {new[name]}."
+                )
         changed = sorted(k for k in new if old.get(k) != new[k] and k != "resume_from_checkpoint")
         if changed and accelerator.is_main_process:
             logger.warning("Going on with other settings than the run began with: %s.", ", ".join(changed))

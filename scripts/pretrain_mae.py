@@ -1,8 +1,8 @@
 """Pretrain a masked autoencoder (He et al. 2021).
 
-    accelerate launch scripts/pretrain_mae.py                                    # embedded images, a few minutes on a CPU
-    accelerate launch scripts/pretrain_mae.py --dataset_name uoft-cs/cifar10 --config_overrides backbone_config.image_size=32,backbone_config.patch_size=4
-    accelerate launch scripts/pretrain_mae.py --backbone vit-base --dataset_name ILSVRC/imagenet-1k --streaming
+accelerate launch scripts/pretrain_mae.py                                    # embedded images, a few minutes on a CPU
+accelerate launch scripts/pretrain_mae.py --dataset_name uoft-cs/cifar10 --config_overrides backbone_config.image_size=32,backbone_config.patch_size=4
+accelerate launch scripts/pretrain_mae.py --backbone vit-base --dataset_name ILSVRC/imagenet-1k --streaming
 """
 
 from functools import partial
@@ -28,7 +28,9 @@ SMALL = dict(
     decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=256,
 )  # fmt: skip
 # chosen by linear probes on held-out training images: weaker crops, plain pixels, a higher rate
-MINUTES = dict(num_train_epochs=25, per_device_train_batch_size=128, learning_rate=6e-3, warmup_steps=0.1, min_crop_scale=0.6)
+MINUTES = dict(
+    num_train_epochs=25, per_device_train_batch_size=128, learning_rate=6e-3, warmup_steps=0.1, min_crop_scale=0.6
+)
 RECIPES = {
     "vit-tiny-28": (SMALL, PAPER | MINUTES),
     "vit-base": (dict(backbone_config=vit(768, 12, 12)), PAPER),
@@ -43,7 +45,9 @@ def main():
     processor = image_processor(size, channels)
     # the only augmentation
     view = RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std, scale=(args.min_crop_scale, 1.0))
-    rows = load_split(args.dataset_name, args.train_split, config_name=args.dataset_config_name, streaming=args.streaming)
+    rows = load_split(
+        args.dataset_name, args.train_split, config_name=args.dataset_config_name, streaming=args.streaming
+    )
     rows, column = image_rows(rows, args.image_column)
     decoder = ImageDecoder(column, channels, view)
     run = train(build_model(MAEForPreTraining, config, args), rows, decoder, args)

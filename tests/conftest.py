@@ -4,7 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers, here and in child processes, by name
 
 import datasets  # noqa: E402

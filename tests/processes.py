@@ -24,7 +24,8 @@ def launch(function, *arguments, processes=1, kill_when=None, signal="kill"):
     port = _free_port()
     results = CONTEXT.SimpleQueue()
     group = [
-        CONTEXT.Process(target=_run, args=(results, function, arguments, rank, processes, port)) for rank in range(processes)
+        CONTEXT.Process(target=_run, args=(results, function, arguments, rank, processes, port))
+        for rank in range(processes)
     ]
     for process in group:
         process.start()

@@ -14,8 +14,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from hf_ssl.data import DataError, ImageDecoder, RandomResizedCropAndFlip, TrainLoader, decode_image, image_processor
-from hf_ssl.data import image_rows, load_split
+from hf_ssl.data import (
+    DataError,
+    ImageDecoder,
+    RandomResizedCropAndFlip,
+    TrainLoader,
+    decode_image,
+    image_processor,
+    image_rows,
+    load_split,
+)
 from hf_ssl.data.views import random_crop_boxes, resized_crop
 from hf_ssl.methods._random import fold_in, seed_from, uniform
 
@@ -29,7 +37,9 @@ class WithIds(ImageDecoder):
         return super().decode(row), row["id"]
 
     def collate(self, items, sample_seeds):
-        return super().collate([image for image, _ in items], sample_seeds) | {"id": torch.tensor([i for _, i in items])}
+        return super().collate([image for image, _ in items], sample_seeds) | {
+            "id": torch.tensor([i for _, i in items])
+        }
 
 
 def loader(folder, streaming=False, batch_size=8, process=0, processes=1, **options):
@@ -156,7 +166,9 @@ def test_random_numbers_are_uniform_and_independent():
 
 
 def picture(mode, size=(20, 12)):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 4), dtype=np.uint8), "RGBA").convert(mode)
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (size[1], size[0], 4), dtype=np.uint8), "RGBA"
+    ).convert(mode)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
@@ -201,7 +213,9 @@ def test_every_layout_of_a_local_data_set(tmp_path):
             assert batch["images"].shape == (4, 3, 12, 20), name
 
 
-@pytest.mark.parametrize("sample, column", [("images", "image"), ("emoji", "image"), ("text", "text"), ("speech", "audio")])
+@pytest.mark.parametrize(
+    "sample, column", [("images", "image"), ("emoji", "image"), ("text", "text"), ("speech", "audio")]
+)
 def test_samples_are_there(sample, column):
     rows = load_split(sample=sample)
     assert column in rows.column_names and len(rows) >= 50
@@ -215,7 +229,9 @@ def test_bad_data_is_named(tmp_path):
         load_split("org/none")
     with pytest.raises(DataError, match="no readable split 'dev'"):
         load_split(None, "dev")
-    with pytest.raises(DataError, match=r"image_column 'photo' is not in the data set: found the columns \['image', 'label'\]"):
+    with pytest.raises(
+        DataError, match=r"image_column 'photo' is not in the data set: found the columns \['image', 'label'\]"
+    ):
         image_rows(load_split(), "photo")
     with pytest.raises(DataError, match="image_column 'label' holds int64 values"):
         image_rows(load_split(), "label")
@@ -230,4 +246,9 @@ def test_bad_data_is_named(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_the_processor_takes_grey_and_colour_of_any_size(mode, size):
     for shape in ((20, 12), (300, 500)):
-        assert image_processor(size)(picture(mode, shape), return_tensors="pt").pixel_values.shape == (1, 3, size, size)
+        assert image_processor(size)(picture(mode, shape), return_tensors="pt").pixel_values.shape == (
+            1,
+            3,
+            size,
+            size,
+        )

@@ -36,5 +36,7 @@ def test_collapse_has_a_name(kind):
 
 def test_views_apart_are_not_aligned():
     one, other = torch.randn(2, 256, 8, generator=torch.Generator().manual_seed(0))
-    assert representation_health(one, other)["alignment"] == pytest.approx(2, abs=0.2)  # E |x - y|^2 = 2 for independent
+    assert representation_health(one, other)["alignment"] == pytest.approx(
+        2, abs=0.2
+    )  # E |x - y|^2 = 2 for independent
     assert all(math.isfinite(v) for v in representation_health(torch.zeros(8, 4)).values())

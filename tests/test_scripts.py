@@ -115,7 +115,9 @@ def test_the_whole_model_comes_back(release):
     assert type(model) is hf_ssl.MAEForPreTraining and not any(report.values())
     pixel_values = torch.randn(2, 3, 28, 28)
     encoder = AutoModel.from_pretrained(folder)
-    torch.testing.assert_close(model.eval().embed(pixel_values), encoder(pixel_values).pooler_output, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        model.eval().embed(pixel_values), encoder(pixel_values).pooler_output, rtol=0, atol=1e-6
+    )
     trained = load_file(folder / "checkpoints/step_30/model.safetensors")
     assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
 
@@ -145,12 +147,16 @@ def test_data_without_labels_is_what_pretraining_is_for(pictures, tmp_path):
 def test_two_processes_leave_the_release_of_one(pictures, tmp_path):
     """torchrun, as on a machine with several devices; the numbers agree."""
     common = ["--dataset_name", str(pictures), "--max_steps", "10", "--eval_protocols", "knn"]
-    code, out, err = run("pretrain_mae.py", *common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 16)
+    code, out, err = run(
+        "pretrain_mae.py", *common, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 16
+    )
     assert code == 0, err
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(ROOT / "scripts/pretrain_mae.py"), *common, "--output_dir", str(tmp_path / "two")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "--per_device_train_batch_size", "8"], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [*command, "--per_device_train_batch_size", "8"], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "8 x 2 processes" in done.stderr and done.stdout.count("| Pretrained |") == 1
     one, two = (json.loads((tmp_path / name / "eval_results.json").read_text())["results"] for name in ("one", "two"))
@@ -175,9 +181,18 @@ def bad_data(folder):
         (["--dataset_name", "{bad}/empty"], "is empty: found 0 rows"),
         (["--dataset_name", "{bad}/bare"], "is a folder without files"),
         (["--dataset_name", "{bad}/numbers"], "image_column 'image' holds int64 values"),
-        (["--image_column", "photo"], "image_column 'photo' is not in the data set: found the columns ['image', 'label']"),
-        (["--config_overrides", "backbone_config.patch_size=5"], "image_size must be divisible by patch_size, found image_size=28"),
-        (["--config_overrides", "mask_ration=0.5"], "config_overrides has no setting 'mask_ration=0.5': did you mean 'mask_ratio'?"),
+        (
+            ["--image_column", "photo"],
+            "image_column 'photo' is not in the data set: found the columns ['image', 'label']",
+        ),
+        (
+            ["--config_overrides", "backbone_config.patch_size=5"],
+            "image_size must be divisible by patch_size, found image_size=28",
+        ),
+        (
+            ["--config_overrides", "mask_ration=0.5"],
+            "config_overrides has no setting 'mask_ration=0.5': did you mean 'mask_ratio'?",
+        ),
         (["--config_overrides", "mask_ratio=much"], "mask_ratio: could not convert string to float: 'much'"),
         (["--backbone", "vit-gigantic"], "backbone 'vit-gigantic' is neither one of"),
         (["--output_dir", "{release}"], "holds another run"),
@@ -192,4 +207,6 @@ def test_bad_input_is_one_sentence(arguments, message, release, tmp_path):
     code, out, err = run("pretrain_mae.py", "--output_dir", tmp_path / "run", "--max_steps", 1, *arguments)
     lines = [line for line in err.splitlines() if line.strip() and not line.startswith("Generating")]
     assert code == 1 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], (code, err)
-    assert not (tmp_path / "run").exists() and before == {path: path.stat().st_mtime_ns for path in release[0].rglob("*")}
+    assert not (tmp_path / "run").exists() and before == {
+        path: path.stat().st_mtime_ns for path in release[0].rglob("*")
+    }

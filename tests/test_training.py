@@ -100,12 +100,17 @@ def test_two_processes_train_as_one(shards, tmp_path):
     one = launch(_pretrain, shards, tmp_path / "one", config | {"per_device_train_batch_size": 8})[0]
     two = launch(_pretrain, shards, tmp_path / "two", config | {"per_device_train_batch_size": 4}, processes=2)[0]
     accumulated = launch(
-        _pretrain, shards, tmp_path / "three", config | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+        _pretrain,
+        shards,
+        tmp_path / "three",
+        config | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
     )[0]
     for other, name in ((two, "two"), (accumulated, "three")):
         assert [e["loss"] for e in other] == pytest.approx([e["loss"] for e in one], rel=1e-5)
         for key, value in weights(tmp_path / "one").items():
-            if "k_proj.bias" in key or key.endswith("key.bias"):  # its true gradient is 0, and AdamW scales up the rounding
+            if "k_proj.bias" in key or key.endswith(
+                "key.bias"
+            ):  # its true gradient is 0, and AdamW scales up the rounding
                 continue
             torch.testing.assert_close(weights(tmp_path / name)[key], value, rtol=1e-3, atol=1e-4)
 
@@ -128,7 +133,9 @@ def test_rows_go_on_with_other_numbers_of_processes_and_batches(shards, tmp_path
 def test_a_stream_says_that_it_cannot_go_on_with_other_workers(shards, tmp_path):
     pretrain(shards, tmp_path, streaming=True, max_steps=2)
     with pytest.raises(DataError, match="another number of workers: the checkpoint has 1, this run 2"):
-        pretrain(shards, tmp_path, streaming=True, max_steps=4, dataloader_num_workers=2, resume_from_checkpoint="auto")
+        pretrain(
+            shards, tmp_path, streaming=True, max_steps=4, dataloader_num_workers=2, resume_from_checkpoint="auto"
+        )
 
 
 def test_sigterm_saves_and_says_so(shards, tmp_path):
@@ -211,7 +218,11 @@ def test_broken_images_are_skipped_and_counted(tmp_path, caplog, streaming):
     caplog.set_level("WARNING", logger="hf_ssl")
     _broken_rows(tmp_path / "few", 200, every=100)
     pretrain(tmp_path / "few", tmp_path / "run", streaming=streaming, max_steps=25)  # one epoch: two broken rows
-    assert int(re.search(r"(\d+) broken rows were skipped among", caplog.text)[1]) in (1, 2, 3)  # a stream begins the next epoch
+    assert int(re.search(r"(\d+) broken rows were skipped among", caplog.text)[1]) in (
+        1,
+        2,
+        3,
+    )  # a stream begins the next epoch
     _broken_rows(tmp_path / "many", 200, every=2)
     with pytest.raises(DataError, match="more than max_broken_fraction=0.05"):
         pretrain(tmp_path / "many", tmp_path / "run2", streaming=streaming)
@@ -263,7 +274,9 @@ def test_trainer_of_transformers_trains_our_models(tmp_path):
 
     torch.manual_seed(0)
     model = MAEForPreTraining(MAEConfig(**TINY))
-    images = [{"pixel_values": torch.linspace(0, k, 256).sin().reshape(1, 16, 16).expand(3, 16, 16)} for k in range(1, 65)]
+    images = [
+        {"pixel_values": torch.linspace(0, k, 256).sin().reshape(1, 16, 16).expand(3, 16, 16)} for k in range(1, 65)
+    ]
     arguments = TrainerArguments(
         str(tmp_path), max_steps=300, per_device_train_batch_size=16, learning_rate=3e-3, logging_steps=50, save_strategy="no",
         use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
@@ -274,7 +287,9 @@ def test_trainer_of_transformers_trains_our_models(tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("name, value", [("logging_steps", 0), ("learning_rate", -1.0), ("per_device_train_batch_size", 0)])
+@pytest.mark.parametrize(
+    "name, value", [("logging_steps", 0), ("learning_rate", -1.0), ("per_device_train_batch_size", 0)]
+)
 def test_impossible_arguments_are_named(name, value):
     with pytest.raises(InputError, match=name):
         TrainingArguments(**{name: value})

@@ -16,11 +16,18 @@ ALLOWED = {"torch", "transformers", "huggingface_hub"}
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_complete(name):
-    for path in (f"hf_ssl/methods/{name}.py", f"scripts/pretrain_{name}.py", f"tests/methods/test_{name}.py", f"model_cards/{name}.md"):
+    for path in (
+        f"hf_ssl/methods/{name}.py",
+        f"scripts/pretrain_{name}.py",
+        f"tests/methods/test_{name}.py",
+        f"model_cards/{name}.md",
+    ):
         assert (ROOT / path).is_file(), f"{name} lacks {path}"
     model = METHODS[name]
     assert model.config_class.model_type == f"ssl_{name}" and issubclass(model, SSLModel)
-    assert model.__mro__[1] is SSLModel and model.config_class.__mro__[1] is SSLConfig, "methods do not inherit from methods"
+    assert model.__mro__[1] is SSLModel and model.config_class.__mro__[1] is SSLConfig, (
+        "methods do not inherit from methods"
+    )
     assert type(AutoConfig.for_model(f"ssl_{name}")) is model.config_class
     assert "arxiv.org" in (FOLDER / f"{name}.py").read_text().split('"""')[1], "the docstring names the paper"
     assert f"`{name}`" in (ROOT / "README.md").read_text(), f"the README's table lacks {name}"
@@ -30,7 +37,9 @@ def test_every_method_file_is_in_the_table():
     assert {path.stem for path in FOLDER.glob("[a-z]*.py")} == set(METHODS)
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("[!_]*.py")) + sorted(FOLDER.glob("_[a-z]*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(FOLDER.glob("[!_]*.py")) + sorted(FOLDER.glob("_[a-z]*.py")), ids=lambda path: path.name
+)
 def test_methods_stay_uploadable(path):
     """transformers copies `from .part import name` files of the same folder beside a checkpoint, and no others."""
     for node in ast.walk(ast.parse(path.read_text())):

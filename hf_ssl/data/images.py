@@ -19,9 +19,13 @@ PIL_MODES = {1: "L", 3: "RGB"}
 
 def image_rows(data, image_column=None):
     """(data with the image column undecoded, that column's name)."""
-    column = find_column(data, image_column, "image", IMAGE_COLUMNS, (datasets.Image, datasets.Array3D, datasets.Array2D))
+    column = find_column(
+        data, image_column, "image", IMAGE_COLUMNS, (datasets.Image, datasets.Array3D, datasets.Array2D)
+    )
     if data.features is not None and isinstance(data.features[column], (datasets.Value, datasets.ClassLabel)):
-        raise DataError(f"image_column '{column}' holds {data.features[column].dtype} values: expected images or arrays.")
+        raise DataError(
+            f"image_column '{column}' holds {data.features[column].dtype} values: expected images or arrays."
+        )
     return raw_column(data, column, datasets.Image), column
 
 

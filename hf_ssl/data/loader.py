@@ -160,10 +160,14 @@ class _MapBatches(Dataset):
                     break
                 except BROKEN as error:
                     broken, reason = broken + 1, str(error).strip().rstrip(".")
-                row = seed_from(self.seed, epoch, row, attempt) % length  # a stand-in, the same at every try of this run
+                row = (
+                    seed_from(self.seed, epoch, row, attempt) % length
+                )  # a stand-in, the same at every try of this run
                 value = self.data[row]
             else:
-                return Batch(error=f"{ATTEMPTS + 1} rows of the data in a row could not be decoded, the last because: {reason}.")
+                return Batch(
+                    error=f"{ATTEMPTS + 1} rows of the data in a row could not be decoded, the last because: {reason}."
+                )
             seeds.append(seed_from(self.seed, epoch, row))
         return Batch(self.decoder.collate(items, torch.tensor(seeds)), broken, epoch=keys[0][0])
 
@@ -200,7 +204,9 @@ class _StreamBatches(IterableDataset):
                     broken, in_a_row = broken + 1, in_a_row + 1
                     if in_a_row > 10 * ATTEMPTS:
                         reason = str(error).strip().rstrip(".")
-                        yield Batch(error=f"{in_a_row} rows of the stream in a row could not be decoded, the last because: {reason}.")
+                        yield Batch(
+                            error=f"{in_a_row} rows of the stream in a row could not be decoded, the last because: {reason}."
+                        )
                         return
                     continue
                 seeds.append(seed_from(self.seed, *key))

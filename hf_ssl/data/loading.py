@@ -33,7 +33,9 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
             reason = "the data set is empty: found 0 rows, expected at least 1"
         raise DataError(f"{where} has no readable split '{split}': {reason}.") from error
     if isinstance(data, Dataset) and len(data) == 0:
-        raise DataError(f"dataset_name '{dataset_name}' is empty: found 0 rows in split '{split}', expected at least 1.")
+        raise DataError(
+            f"dataset_name '{dataset_name}' is empty: found 0 rows in split '{split}', expected at least 1."
+        )
     return data
 
 
@@ -44,15 +46,21 @@ def _find(dataset_name, sample):
     path = Path(dataset_name)
     if path.is_dir():
         if not any(path.rglob("*.*")):
-            raise DataError(f"dataset_name '{dataset_name}' is a folder without files: expected images, parquet or .tar.")
+            raise DataError(
+                f"dataset_name '{dataset_name}' is a folder without files: expected images, parquet or .tar."
+            )
         return str(path), {}
     if files := sorted(glob.glob(str(dataset_name))):
         suffix = Path(files[0]).suffix
         if suffix not in _BUILDERS:
-            raise DataError(f"dataset_name '{dataset_name}' names '{suffix}' files: expected one of {sorted(_BUILDERS)}.")
+            raise DataError(
+                f"dataset_name '{dataset_name}' names '{suffix}' files: expected one of {sorted(_BUILDERS)}."
+            )
         return _BUILDERS[suffix], {"data_files": {"train": files, "test": files, "validation": files}}
     if path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1 or "*" in dataset_name:
-        raise DataError(f"dataset_name '{dataset_name}' was not found: expected a Hub id, a folder or a glob of files.")
+        raise DataError(
+            f"dataset_name '{dataset_name}' was not found: expected a Hub id, a folder or a glob of files."
+        )
     return dataset_name, {}
 
 
@@ -87,4 +95,13 @@ def raw_column(data, column, decoder):
     return data
 
 
-__all__ = ["SAMPLES", "DataError", "Dataset", "IterableDataset", "column_names", "find_column", "load_split", "raw_column"]
+__all__ = [
+    "SAMPLES",
+    "DataError",
+    "Dataset",
+    "IterableDataset",
+    "column_names",
+    "find_column",
+    "load_split",
+    "raw_column",
+]

@@ -62,7 +62,9 @@ class MAEConfig(SSLConfig):
         """The same settings under the names of transformers' ViT-MAE."""
         vit = self.backbone_config
         shared = {name: getattr(vit, name) for name in _SHARED_WITH_VIT}
-        own = {name: value for name, value in self.to_dict().items() if name.startswith(("decoder_", "mask_", "norm_"))}
+        own = {
+            name: value for name, value in self.to_dict().items() if name.startswith(("decoder_", "mask_", "norm_"))
+        }
         return ViTMAEConfig(**shared, **own, attn_implementation=self._attn_implementation)
 
 
@@ -109,7 +111,10 @@ class MAEForPreTraining(SSLModel):
     def target(self, pixel_values):
         patches = patchify(pixel_values, self.patch_size)  # (N, L, patch_size^2 C)
         if self.config.norm_pix_loss:
-            mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)  # unbiased, as in the original
+            mean, variance = (
+                patches.mean(-1, keepdim=True),
+                patches.var(-1, keepdim=True),
+            )  # unbiased, as in the original
             patches = (patches - mean) / (variance + 1e-6).sqrt()
         return patches
 
@@ -139,7 +144,9 @@ class MAEForPreTraining(SSLModel):
     def export_encoder(self) -> ViTModel:
         """A plain ViTModel. Its pooler is the identity, so that `pooler_output` is the cls token: AutoModel builds a
         pooler in any case, and one that is not in the file would be random and different at each load."""
-        config = type(self.config.backbone_config).from_dict(self.config.backbone_config.to_dict() | {"pooler_act": "linear"})
+        config = type(self.config.backbone_config).from_dict(
+            self.config.backbone_config.to_dict() | {"pooler_act": "linear"}
+        )
         encoder = ViTModel(config)
         weights = self.vit.state_dict()
         weights["pooler.dense.weight"] = torch.eye(config.hidden_size)

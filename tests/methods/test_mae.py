@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from methods.tester import TINY_VIT, MethodTester
 from processes import launch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import ViTMAEForPreTraining
 
 from hf_ssl import MAEConfig, MAEForPreTraining
 from hf_ssl.methods._patches import patchify, sincos_positions, unpatchify
-
-from methods.tester import TINY_VIT, MethodTester
 
 TINY_MAE = dict(
     backbone_config=TINY_VIT, decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
@@ -24,7 +23,9 @@ class TestMAE(MethodTester):
 
     def batch(self, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        waves = torch.rand(8, 3, 1, 1, generator=generator) * torch.linspace(0, 6, 16)[:, None] + torch.linspace(0, 6, 16)
+        waves = torch.rand(8, 3, 1, 1, generator=generator) * torch.linspace(0, 6, 16)[:, None] + torch.linspace(
+            0, 6, 16
+        )
         noise = torch.rand(8, 16, generator=generator)
         return {"pixel_values": waves.sin(), "noise": noise}
 
@@ -44,10 +45,17 @@ class TestMAE(MethodTester):
         batch = self.batch()
         output = model(**batch)
         errors = []
-        for image, noise, predicted in zip(batch["pixel_values"].numpy(), batch["noise"].numpy(), output.logits.detach().numpy(), strict=True):
+        for image, noise, predicted in zip(
+            batch["pixel_values"].numpy(), batch["noise"].numpy(), output.logits.detach().numpy(), strict=True
+        ):
             for patch in np.argsort(noise)[4:]:  # a quarter of 16 stays
                 row, column = divmod(patch, 4)
-                pixels = image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].transpose(1, 2, 0).reshape(-1).astype(np.float64)
+                pixels = (
+                    image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+                    .transpose(1, 2, 0)
+                    .reshape(-1)
+                    .astype(np.float64)
+                )
                 target = (pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6)
                 errors.append(np.mean((predicted[patch] - target) ** 2))
         assert output.loss.item() == pytest.approx(np.mean(errors), abs=1e-6)
@@ -134,4 +142,7 @@ def test_patchify_is_invertible(patch_size):
     images = torch.randn(2, 5, 16, 24)
     patches = patchify(images, patch_size)
     assert torch.equal(unpatchify(patches, patch_size, 16 // patch_size), images)
-    assert torch.equal(patches[0, 1].reshape(patch_size, patch_size, 5), images[0, :, :patch_size, patch_size : 2 * patch_size].permute(1, 2, 0))
+    assert torch.equal(
+        patches[0, 1].reshape(patch_size, patch_size, 5),
+        images[0, :, :patch_size, patch_size : 2 * patch_size].permute(1, 2, 0),
+    )

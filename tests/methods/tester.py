@@ -85,7 +85,9 @@ class MethodTester:
         model.save_pretrained(tmp_path, state_dict=kept)
         torch.manual_seed(0)
         loaded = self.model_class.from_pretrained(tmp_path)
-        for (name, value), fresh in zip(loaded.state_dict().items(), self.model(seed=1).state_dict().values(), strict=True):
+        for (name, value), fresh in zip(
+            loaded.state_dict().items(), self.model(seed=1).state_dict().values(), strict=True
+        ):
             assert value.isfinite().all(), name
             assert torch.isclose(value.float().std(), fresh.float().std(), rtol=0.5, atol=0.02), name
 
