@@ -326,12 +326,14 @@ def _check_broken(broken, rows_seen, args):
 def _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint):
     if not accelerator.is_main_process:
         return
-    size = sum(p.numel() for p in model.parameters()) / 1e6
-    logger.info("%s: %.1f M parameters on %s x %d, %s", type(accelerator.unwrap_model(model)).__name__, size,
-                accelerator.device.type, accelerator.num_processes, accelerator.mixed_precision.replace("no", "fp32"))  # fmt: skip
-    logger.info("total batch %d = %d x %d processes x %d accumulated; learning rate %.3g = %.3g x %d / %d; %d steps",
-                total_batch, args.per_device_train_batch_size, accelerator.num_processes, args.gradient_accumulation_steps,
-                learning_rate, args.learning_rate, total_batch, REFERENCE_BATCH, max_steps)  # fmt: skip
+    size, processes = sum(p.numel() for p in model.parameters()) / 1e6, accelerator.num_processes
+    name, precision = type(accelerator.unwrap_model(model)).__name__, accelerator.mixed_precision.replace("no", "fp32")
+    logger.info("%s: %.1f M parameters on %s x %d, %s", name, size, accelerator.device.type, processes, precision)
+    logger.info(
+        "total batch %d = %d x %d processes x %d accumulated; learning rate %.3g = %.3g x %d / %d; %d steps",
+        total_batch, args.per_device_train_batch_size, processes, args.gradient_accumulation_steps,
+        learning_rate, args.learning_rate, total_batch, REFERENCE_BATCH, max_steps,
+    )  # fmt: skip
     if checkpoint is not None:
         logger.info("going on from %s at step %d", checkpoint, step)
 

@@ -98,7 +98,7 @@ def mae(size, rounds):
             raise ValueError(f"The losses of equal weights, images and masks differ before the timing: {losses}.")
     seconds = interleave(variants, rounds)
     plain, fused, fp32, bf16 = seconds.values()
-    print(f"MAE {size}, batch {batch}, {rounds} rounds, losses equal. How many times as fast as transformers with ...")
+    print(f"MAE {size}, batch {batch}, {torch.get_num_threads()} threads, {rounds} rounds, losses equal. Times as fast as transformers with")
     print(f"{'':42s}torch.optim.AdamW  (of minima)  AdamW(fused=True)")
     for name, own in seconds.items():
         ratios = median(plain) / median(own), min(plain) / min(own), median(fused) / median(own)
@@ -220,7 +220,9 @@ def main():
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--size", choices=MAE, default="tiny", help="Of the model, where there are several.")
     parser.add_argument("--rounds", type=int, default=5, help="How often each is timed; loop: ten times that.")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Of mae: 1 is steadier on a busy machine.")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     BENCHMARKS[args.name](args.size, args.rounds)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from hf_ssl.cli import set_up_logging
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation import PROTOCOLS, evaluate_images, results_table
+from hf_ssl.evaluation.fine_tune import FRACTIONS
 from hf_ssl.evaluation.processes import process_state
 from hf_ssl.training import RUN_FILE
 
@@ -28,6 +29,8 @@ def main():
     parser.add_argument("--streaming", action="store_true", help="Read without downloading first.")
     parser.add_argument("--max_samples", type=int, help="Draw so many rows from each split.")
     parser.add_argument("--fine_tune_epochs", type=int, help="Epochs of the fine-tuning protocol.")
+    fractions = "Parts of the training labels that are fine-tuned on; default: 0.01 0.1 1."
+    parser.add_argument("--fine_tune_fractions", type=float, nargs="+", default=FRACTIONS, help=fractions)
     parser.add_argument("--no_baselines", dest="baselines", action="store_false", help="Only the encoder itself.")
     parser.add_argument("--revision", help="Branch, tag or commit on the Hub.")
     parser.add_argument("--seed", type=int, default=0)

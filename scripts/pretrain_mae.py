@@ -1,8 +1,8 @@
 """Pretrain a masked autoencoder (He et al. 2021).
 
-accelerate launch scripts/pretrain_mae.py                                    # embedded images, a few minutes on a CPU
-accelerate launch scripts/pretrain_mae.py --dataset_name uoft-cs/cifar10 --config_overrides backbone_config.image_size=32,backbone_config.patch_size=4
-accelerate launch scripts/pretrain_mae.py --backbone vit-base --dataset_name ILSVRC/imagenet-1k --streaming
+accelerate launch scripts/pretrain_mae.py                    # the embedded images, a few minutes on a CPU
+accelerate launch scripts/pretrain_mae.py --dataset_name path/to/images --output_dir runs/mine
+accelerate launch scripts/pretrain_mae.py --backbone vit-base --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 250000
 """
 
 from functools import partial

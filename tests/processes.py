@@ -6,7 +6,6 @@ import socket
 import time
 import traceback
 
-TIMEOUT = 120  # seconds
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["hf_ssl.training", "hf_ssl.data", "hf_ssl.hub", "hf_ssl.evaluation"])
 
@@ -15,11 +14,11 @@ class Failed(Exception):
     """A process ended with an error; the message is its traceback or exit code."""
 
 
-def launch(function, *arguments, processes=1, kill_when=None, signal="kill"):
+def launch(function, *arguments, processes=1, kill_when=None, signal="kill", timeout=120):
     """Run `function(*arguments)` in `processes` fresh processes and return their results, by rank.
 
     kill_when: asked until it says True; all are then killed (SIGKILL, or SIGTERM with signal="terminate"), and the result
-    is the list of exit codes. Raises Failed if a process fails by itself.
+    is the list of exit codes. Raises Failed if a process fails by itself, or takes longer than `timeout` seconds.
     """
     port = _free_port()
     results = CONTEXT.SimpleQueue()
@@ -37,7 +36,7 @@ def launch(function, *arguments, processes=1, kill_when=None, signal="kill"):
         for process in group:
             process.join()
         return [process.exitcode for process in group]
-    found, errors, deadline = {}, [], time.monotonic() + TIMEOUT
+    found, errors, deadline = {}, [], time.monotonic() + timeout
     while (alive := any(process.is_alive() for process in group)) or not results.empty():
         if not results.empty():  # drained while they run: a full pipe would block them
             rank, value, error = results.get()

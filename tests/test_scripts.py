@@ -22,9 +22,9 @@ from hf_ssl.data import load_split
 ROOT = Path(__file__).parents[1]
 
 
-def run(script, *arguments):
+def run(script, *arguments, timeout=120):
     """(exit code, stdout, stderr) of a script in a fresh process."""
-    return launch(_run, script, [str(argument) for argument in arguments])[0]
+    return launch(_run, script, [str(argument) for argument in arguments], timeout=timeout)[0]
 
 
 def _run(script, arguments):

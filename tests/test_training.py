@@ -1,6 +1,7 @@
 """The loop: exact resume, however it was stopped; the same numbers on one process and two; clear ends."""
 
 import json
+import os
 import random
 import re
 import resource
@@ -256,6 +257,25 @@ class _Constant(MAEForPreTraining):
     def forward(self, pixel_values, sample_seeds=None, **kwargs):
         output = super().forward(pixel_values, sample_seeds)
         return SSLOutput(loss=output.loss, features=output.features * 1e-4 + 1.0)
+
+
+def test_bfloat16_learns_with_the_attention_that_is_fast_in_it(shards, tmp_path):
+    exact = launch(_pretrain, shards, tmp_path / "fp32", dict(save_steps=0))[0]
+    rounded = launch(_pretrain_bf16, shards, tmp_path / "bf16")[0]
+    assert rounded[-1]["loss"] == pytest.approx(exact[-1]["loss"], rel=0.02) and rounded != exact
+    assert rounded[-1]["loss"] < rounded[0]["loss"]
+    assert weights(tmp_path / "bf16")["decoder.mask_token"].dtype == torch.float32
+
+
+def _pretrain_bf16(data, output_dir):
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # what `accelerate launch --mixed_precision bf16` sets
+    return pretrain(data, output_dir, model_class=_ChecksAttention, save_steps=0)
+
+
+class _ChecksAttention(MAEForPreTraining):
+    def forward(self, pixel_values, sample_seeds=None, **kwargs):
+        assert self.vit.config._attn_implementation == self.decoder.config._attn_implementation == "eager"
+        return super().forward(pixel_values, sample_seeds)
 
 
 def test_tensorboard_gets_the_log(shards, tmp_path):

@@ -51,13 +51,13 @@ class ImageSplits:
 def evaluate_images(
     name_or_path, dataset_name=None, config_name=None, protocols=("knn", "linear_probe"), train_split="train",
     test_split="test", image_column=None, label_column=None, *, seed=0, max_samples=None, streaming=False,
-    fine_tune_epochs=None, output_dir=None, baselines=True, revision=None,
+    fine_tune_epochs=None, fine_tune_fractions=FRACTIONS, output_dir=None, baselines=True, revision=None,
 ):  # fmt: skip
     """Run `protocols`, some of PROTOCOLS, on an image encoder and return the results; None but on the main process.
 
     name_or_path: a folder or Hub id. dataset_name: as for `load_split`, None for the embedded images. max_samples:
-    rows drawn from each split. baselines: also evaluate raw pixels and the encoder at random initialisation.
-    output_dir: gets eval_results.json and images/; the pictures need it. Numbers are test accuracy in percent.
+    rows drawn from each split. fine_tune_fractions: parts of the labels that are fine-tuned on. baselines: also
+    evaluate raw pixels and the encoder at random initialisation. output_dir: gets eval_results.json and images/; the pictures need it. Numbers are test accuracy in percent.
 
     Features are extracted by all processes together, the probes run on the main one. Raises InputError.
     """
@@ -91,7 +91,9 @@ def evaluate_images(
         numbers, chosen = _frozen_protocols(features, protocols, data, seed)
         drawn = _draw(encoder, features, protocols, data, seed, output_dir)
     if "fine_tune" in protocols:
-        _fine_tune_protocol(encoders, data, numbers, seed, fine_tune_epochs or FINE_TUNE["epochs"])
+        _fine_tune_protocol(
+            encoders, data, numbers, seed, fine_tune_epochs or FINE_TUNE["epochs"], fine_tune_fractions
+        )
 
     settings = {"seed": seed, "max_samples": max_samples}
     settings |= {name: SETTINGS[name] for name in SETTINGS if name in protocols}
@@ -201,7 +203,7 @@ def _frozen_protocols(features, protocols, data, seed):
     return numbers, chosen
 
 
-def _fine_tune_protocol(encoders, data, numbers, seed, epochs):
+def _fine_tune_protocol(encoders, data, numbers, seed, epochs, fractions):
     """Adds the columns fine_tune_1%, fine_tune_10% and fine_tune to `numbers`."""
     channels = encoders["pretrained"].channels
     train, test = (
@@ -210,7 +212,7 @@ def _fine_tune_protocol(encoders, data, numbers, seed, epochs):
     )
     classes = _classes(data, train, test)
     for row in [row for row in encoders if row != "raw_pixels"]:
-        for fraction in FRACTIONS:
+        for fraction in fractions:
             accuracy = fine_tune(encoders[row], train, test, classes, fraction=fraction, epochs=epochs, seed=seed)
             name = "fine_tune" if fraction == 1 else f"fine_tune_{fraction:.0%}"
             numbers.setdefault(row, {})[name] = _percent(accuracy)

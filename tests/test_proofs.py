@@ -1,0 +1,25 @@
+"""Contract C3: every method's default run, on the images that ship with the package, beats its random initialisation.
+
+Minutes each, so marked slow: `make proofs`. The margins are points of accuracy on the test part.
+"""
+
+import json
+
+import pytest
+from test_scripts import run
+
+from hf_ssl.methods import METHODS
+
+MARGINS = {"mae": {"linear_probe": 5.0, "knn": 5.0}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_default_run_beats_random_initialisation(name, seed, tmp_path):
+    code, _, err = run(f"pretrain_{name}.py", "--output_dir", tmp_path / "run", "--seed", seed, timeout=1200)
+    assert code == 0, err
+    results = json.loads((tmp_path / "run/eval_results.json").read_text())["results"]
+    for protocol, margin in MARGINS[name].items():
+        gain = results["pretrained"][protocol] - results["random_initialisation"][protocol]
+        assert gain >= margin, f"{protocol}: {results}"
