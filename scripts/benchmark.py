@@ -98,8 +98,8 @@ def mae(size, rounds):
             raise ValueError(f"The losses of equal weights, images and masks differ before the timing: {losses}.")
     seconds = interleave(variants, rounds)
     plain, fused, fp32, bf16 = seconds.values()
-    print(f"MAE {size}, batch {batch}, {torch.get_num_threads()} threads, {rounds} rounds, losses equal. Times as fast as transformers with")
-    print(f"{'':42s}torch.optim.AdamW  (of minima)  AdamW(fused=True)")
+    print(f"MAE {size}, batch {batch}, {torch.get_num_threads()} threads, {rounds} rounds, losses equal.")
+    print(f"{'times as fast as transformers with':42s}torch.optim.AdamW  (of minima)  AdamW(fused=True)")
     for name, own in seconds.items():
         ratios = median(plain) / median(own), min(plain) / min(own), median(fused) / median(own)
         print("{:42s}{:16.2f}x {:11.2f}x {:17.2f}x".format(name, *ratios))

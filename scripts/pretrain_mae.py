@@ -29,7 +29,13 @@ SMALL = dict(
 )  # fmt: skip
 # chosen by linear probes on held-out training images: weaker crops, plain pixels, a higher rate
 MINUTES = dict(
-    num_train_epochs=25, per_device_train_batch_size=128, learning_rate=6e-3, warmup_steps=0.1, min_crop_scale=0.6
+    cpu_threads=1,
+    dataloader_num_workers=1,
+    num_train_epochs=25,
+    per_device_train_batch_size=128,
+    learning_rate=6e-3,
+    warmup_steps=0.1,
+    min_crop_scale=0.6,
 )
 RECIPES = {
     "vit-tiny-28": (SMALL, PAPER | MINUTES),
