@@ -56,8 +56,11 @@ def save_checkpoint(accelerator, output_dir, step, state, loader_state, keep=Non
             if accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(f"The checkpoint of step {step} could not be written to {folder}: {error}.")
-    if keep and accelerator.is_main_process:
-        for old in list_checkpoints(output_dir)[keep:]:
+    if accelerator.is_main_process:
+        found = list_checkpoints(output_dir)
+        abandoned = [path for path in found if _step(path) > step]  # the run was taken up before them
+        kept = [path for path in found if path not in abandoned][:keep]
+        for old in (path for path in found if path not in kept):
             shutil.rmtree(old)
     return target
 
@@ -75,7 +78,11 @@ def _first_error(accelerator, action):
 def list_checkpoints(output_dir):
     """The checkpoint folders of a run, newest first, whole or not."""
     folders = (Path(output_dir) / "checkpoints").glob("step_*")
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+    return sorted(folders, key=_step, reverse=True)
+
+
+def _step(folder):
+    return int(folder.name.removeprefix("step_"))
 
 
 def find_checkpoint(output_dir, resume_from):

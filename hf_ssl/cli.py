@@ -9,7 +9,7 @@ import datasets
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 
 from .errors import InputError
 from .evaluation.processes import process_state
@@ -28,7 +28,12 @@ def parse_arguments(config_class, recipes, description=None):
     backbone = parser.parse_known_args()[0].backbone or next(iter(recipes))
     config_values, training_values = recipes.get(backbone, next(iter(recipes.values())))
     parser.set_defaults(**{"backbone": backbone} | training_values)
-    (args,) = parser.parse_args_into_dataclasses()
+    args, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=1)
+        raise InputError(
+            f"The argument {unknown[0]} is unknown: " + (f"did you mean {close[0]}?" if close else "see --help.")
+        )
     if backbone in recipes:
         config = _checked(lambda: config_class(**config_values))
     else:
@@ -56,7 +61,7 @@ def override_config(config, overrides):
     for item in filter(None, overrides.split(",")):
         name, equals, value = item.strip().partition("=")
         owner, key = config, name
-        while "." in key and hasattr(owner, key.split(".")[0]):
+        while "." in key and isinstance(getattr(owner, key.split(".")[0], None), PreTrainedConfig):
             first, key = key.split(".", 1)
             owner = getattr(owner, first)
         if not equals or not hasattr(owner, key):

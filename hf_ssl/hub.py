@@ -4,12 +4,12 @@ import json
 import logging
 import os
 import shutil
+from functools import partial as partial_of
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .checkpoints import write_json
-from .data.loading import DataError
 from .errors import InputError
 from .evaluation import evaluate_images, results_table
 from .evaluation.pictures import save_loss
@@ -43,9 +43,11 @@ def save_release(run: TrainingRun, processor, pictures=()):
         run.model.save_pretrained(partial / "pretraining")
         write_json(partial / "pretraining" / HISTORY, run.history)
         (partial / "images").mkdir()
-        save_loss(run.history, partial / "images" / "loss.png")
-        for name, draw in dict(pictures).items():
-            draw(partial / "images" / f"{name}.png")
+        for name, draw in ({"loss": partial_of(save_loss, run.history)} | dict(pictures)).items():
+            try:
+                draw(partial / "images" / f"{name}.png")
+            except Exception as error:  # no picture is worth the weights
+                logger.warning("The picture '%s' could not be drawn: %s.", name, error)
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
             target = folder / path.relative_to(partial)
             target.parent.mkdir(exist_ok=True)
@@ -79,7 +81,7 @@ def finish_run(run: TrainingRun, processor, pictures=()):
             seed=args.seed,
             output_dir=args.output_dir,
         )
-    except DataError as error:  # data without labels, or without a test split, is what pretraining is for
+    except InputError as error:  # data without labels, or without a test split, is what pretraining is for
         logger.warning("The release is whole but was not evaluated: %s", error)
         return
     if run.is_main_process:
@@ -96,7 +98,7 @@ def write_card(folder):
     results = json.loads(results_file.read_text()) if results_file.is_file() else None
     method = run["config"]["model_type"].removeprefix("ssl_")
     arguments = run["arguments"]
-    name = arguments["hub_model_id"].split("/")[-1] if arguments.get("hub_model_id") else folder.resolve().name
+    name = folder.resolve().name
     dataset = arguments["dataset_name"]
     data = ModelCardData(
         library_name="transformers",
@@ -111,6 +113,7 @@ def write_card(folder):
         data,
         template_path=str(CARDS / f"{method}.md"),
         name=name,
+        path=str(folder),
         dataset=dataset or "the images that ship with hf_ssl (12,000 of Fashion-MNIST)",
         config=run["config"],
         arguments={k: v for k, v in arguments.items() if v not in (None, "", "none")},

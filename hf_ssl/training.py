@@ -5,13 +5,14 @@ import logging
 import math
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object
+from accelerate.utils import LoggerType, broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
@@ -19,12 +20,14 @@ from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint, writ
 from .data.loader import TrainLoader
 from .data.loading import DataError
 from .errors import InputError
+from .evaluation import PROTOCOLS
 from .health import representation_health, warn_if_collapsed
 from .methods._base import SSLModel
 from .methods._random import seed_from
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "polynomial")  # those without further arguments
 REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, as in the papers
 
 
@@ -95,6 +98,18 @@ class TrainingArguments:
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise InputError(
+                f"There is nothing to train: max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}."
+            )
+        for name, known in (
+            ("lr_scheduler_type", SCHEDULES),
+            ("report_to", ["none", "all", *(tracker.value for tracker in LoggerType)]),
+            ("eval_protocols", ["none", *PROTOCOLS]),
+        ):
+            for value in getattr(self, name).split(","):
+                if value not in known:
+                    raise InputError(f"{name} '{value}' is unknown: expected one of {', '.join(known)}.")
         if not 0 < self.min_crop_scale <= 1:
             raise InputError(f"min_crop_scale must be above 0 and at most 1, found {self.min_crop_scale}.")
         for name in (
@@ -146,21 +161,26 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     core = accelerator.unwrap_model(model)
     warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * max_steps)
     # not prepared: Accelerate would step it once per process
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, int(warmup), max_steps)
+    stepped = _plain_optimizer(accelerator, optimizer)
+    scheduler = get_scheduler(args.lr_scheduler_type, stepped, int(warmup), max_steps)
     loader = TrainLoader(
         data, decoder, args.per_device_train_batch_size, args.seed, args.dataloader_num_workers,
         args.shuffle_buffer_size, accelerator.process_index, accelerator.num_processes,
     )  # fmt: skip
 
-    step, history, loss_sum = 0, [], torch.zeros((), device=accelerator.device)
+    step, history = 0, []
+    loss_sum, summed = (
+        torch.zeros((), device=accelerator.device),
+        0,
+    )  # over the forward passes since the last log entry
     if checkpoint is not None:
         state, loader_state = load_checkpoint(accelerator, checkpoint)
         loader.load_state_dict(loader_state)
         scheduler.load_state_dict(state["scheduler"])
+        accelerator.step = 0  # of gradient accumulation; checkpoints are written between steps
         step, history = state["step"], state["history"]
-        loss_sum += (
-            state["loss_sums"][accelerator.process_index] if accelerator.num_processes == state["processes"] else 0.0
-        )
+        if accelerator.num_processes == state["processes"]:
+            loss_sum, summed = loss_sum + state["loss_sums"][accelerator.process_index], state["summed"]
     _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
     if trackers and accelerator.is_main_process:
         accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
@@ -169,7 +189,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         loss_sums = gather_object([loss_sum.item()])  # a float32 survives JSON exactly
         if not all(map(math.isfinite, loss_sums)):
             raise _not_finite(step)
-        state = {"scheduler": scheduler.state_dict(), "history": history, "loss_sums": loss_sums}
+        state = {"scheduler": scheduler.state_dict(), "history": history, "loss_sums": loss_sums, "summed": summed}
         save_checkpoint(accelerator, output_dir, step, state, loader.state_dict(), args.save_total_limit)
 
     terminated = _Terminated()
@@ -181,15 +201,16 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         for micro_step in range(args.gradient_accumulation_steps):
             batch = decoder.view(**{k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()})
             # all randomness inside the step follows from (seed, step, process): there is no generator state to save
-            torch.manual_seed(seed_from(args.seed, step, micro_step, accelerator.process_index))
+            _seed(accelerator.device, seed_from(args.seed, step, micro_step, accelerator.process_index))
             with accelerator.accumulate(model):
                 output = model(**batch)
                 accelerator.backward(output.loss)
-                if accelerator.sync_gradients and args.max_grad_norm:
-                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            loss_sum += output.loss.detach()
+                if accelerator.sync_gradients:
+                    if args.max_grad_norm:
+                        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                    stepped.step()
+                    stepped.zero_grad()
+            loss_sum, summed = loss_sum + output.loss.detach(), summed + 1
         scheduler.step()
         step += 1
         core.after_step(step / max_steps)
@@ -197,12 +218,11 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
 
         stop = terminated.seen and accelerator.num_processes == 1  # several processes agree on it when they log
         if step % args.logging_steps == 0 or step == max_steps:
-            window = (step - 1) % args.logging_steps + 1
             told = gather_object([(loss_sum.item(), loader.broken, terminated.seen)])
-            loss = sum(item[0] for item in told) / len(told) / window / args.gradient_accumulation_steps
+            loss = sum(item[0] for item in told) / len(told) / summed
             if not math.isfinite(loss):
                 raise _not_finite(step)
-            loss_sum.zero_()
+            loss_sum, summed = torch.zeros_like(loss_sum), 0
             _check_broken(sum(item[1] for item in told), loader.rows_seen, args)
             stop = any(item[2] for item in told)
             health = representation_health(output.features, output.features_2) if len(output.features) > 1 else {}
@@ -223,11 +243,13 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
             save()
         if stop and step < max_steps:
             progress.close()
+            batches.close()
             logger.warning("Stopped by SIGTERM at step %d; go on with --resume_from_checkpoint auto.", step)
             accelerator.end_training()
             sys.exit(128 + signal.SIGTERM)
 
     progress.close()
+    terminated.restore()
     batches.close()  # an abandoned stream may abort the interpreter at exit
     broken = sum(gather_object([loader.broken]))
     if broken and accelerator.is_main_process:
@@ -261,6 +283,8 @@ def _claim_output_dir(accelerator, output_dir, model, args):
     """Check that the folder is new, or holds this very run; returns the checkpoint to resume from, or None."""
     run_file = output_dir / RUN_FILE
     run = {"config": json.loads(model.config.to_json_string(use_diff=False)), "arguments": asdict(args)}
+    if args.resume_from_checkpoint not in (None, "auto"):  # a checkpoint may be another folder's
+        run_file = Path(args.resume_from_checkpoint).parents[1] / RUN_FILE
     found = json.loads(run_file.read_text()) if run_file.is_file() else None
     if args.resume_from_checkpoint is None:
         if found is not None:
@@ -286,19 +310,37 @@ def _claim_output_dir(accelerator, output_dir, model, args):
         changed = sorted(k for k in new if old.get(k) != new[k] and k != "resume_from_checkpoint")
         if changed and accelerator.is_main_process:
             logger.warning("Going on with other settings than the run began with: %s.", ", ".join(changed))
-    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     accelerator.wait_for_everyone()
+    [checkpoint] = _from_main(accelerator, lambda: find_checkpoint(output_dir, args.resume_from_checkpoint))
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise InputError(
+            f"{checkpoint} is not seen by process {accelerator.process_index}: output_dir must be shared by all nodes."
+        )
     if accelerator.is_main_process:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            write_json(run_file, run)
+            write_json(output_dir / RUN_FILE, run)
         except OSError as error:
             raise InputError(f"output_dir '{output_dir}' cannot be written: {error}.") from error
     return checkpoint
 
 
+def _from_main(accelerator, find):
+    """What the main process finds, as a list of one, in all processes; its InputError too."""
+    told = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told = [find(), None]
+        except InputError as error:
+            told = [None, error]
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    return told[:1]
+
+
 def _choose_attention(model, accelerator):
-    """On CPUs without AMX, the fused attention's backward in bfloat16 takes four times as long as two matrix products."""
+    """On CPUs the fused attention's backward in bfloat16 takes four times as long as two matrix products."""
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         model.set_attn_implementation("eager")
 
@@ -312,6 +354,21 @@ def _adamw(model, learning_rate, args):
     ]
     betas = (args.adam_beta1, args.adam_beta2)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=args.adam_epsilon, fused=True)
+
+
+def _plain_optimizer(accelerator, optimizer):
+    """The optimizer without Accelerate's wrapper, which looks for a package on disk twice a step; kept where it has work:
+    gradient scaling, and the strategies that step by themselves."""
+    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
+    wrapped = accelerator.scaler is not None or accelerator.distributed_type not in plain
+    return optimizer if wrapped else optimizer.optimizer
+
+
+def _seed(device, seed):
+    """torch.manual_seed asks every kind of device that torch knows, which takes longer than the rest of the loop."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _not_finite(step):
@@ -349,7 +406,12 @@ class _Terminated:
 
     def __init__(self):
         self.seen = False
-        signal.signal(signal.SIGTERM, self)
+        self.in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot handle signals
+        self.before = signal.signal(signal.SIGTERM, self) if self.in_main_thread else None
+
+    def restore(self):
+        if self.in_main_thread:
+            signal.signal(signal.SIGTERM, self.before)
 
     def __call__(self, *_):
         self.seen = True

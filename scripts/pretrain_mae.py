@@ -55,7 +55,7 @@ def main():
         args.dataset_name, args.train_split, config_name=args.dataset_config_name, streaming=args.streaming
     )
     rows, column = image_rows(rows, args.image_column)
-    decoder = ImageDecoder(column, channels, view)
+    rows, decoder = rows.select_columns([column]), ImageDecoder(column, channels, view)
     run = train(build_model(MAEForPreTraining, config, args), rows, decoder, args)
     finish_run(run, processor, {"reconstructions": partial(save_reconstructions, run.model, rows, decoder, processor)})
 

@@ -222,6 +222,13 @@ def test_samples_are_there(sample, column):
     assert len(load_split(None, "validation" if sample == "text" else "test", sample=sample)) >= 20
 
 
+def _glob(folder):
+    (folder / "glob").mkdir()
+    load_split(None, "train").select(range(4)).to_parquet(folder / "glob/a.parquet")
+    assert len(load_split(str(folder / "glob/*.parquet"))) == 4
+    return str(folder / "glob/*.parquet")
+
+
 def test_bad_data_is_named(tmp_path):
     with pytest.raises(DataError, match="dataset_name '/no/such/folder' was not found"):
         load_split("/no/such/folder")
@@ -237,9 +244,13 @@ def test_bad_data_is_named(tmp_path):
         image_rows(load_split(), "label")
     with pytest.raises(DataError, match="No image column was found"):
         image_rows(load_split(sample="text"))
+    with pytest.raises(
+        DataError, match="no readable split 'test'"
+    ):  # a glob is one split: nothing is tested on what was trained on
+        load_split(_glob(tmp_path), "test")
     datasets.Dataset.from_dict({"image": []}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(DataError, match="is empty: found 0 rows"):
-        load_split(str(tmp_path))
+        load_split(str(tmp_path / "train.parquet"))
 
 
 @pytest.mark.parametrize("size", [28, 224])

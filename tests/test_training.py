@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from hf_ssl import MAEConfig, MAEForPreTraining
 from hf_ssl.checkpoints import find_checkpoint, find_damage, list_checkpoints
-from hf_ssl.data import DataError, ImageDecoder, RandomResizedCropAndFlip, image_rows, load_split
+from hf_ssl.data import DataError, ImageDecoder, RandomResizedCropAndFlip, TrainLoader, image_rows, load_split
 from hf_ssl.errors import InputError
 from hf_ssl.health import RepresentationCollapseWarning
 from hf_ssl.methods._base import SSLOutput
@@ -62,10 +62,13 @@ def test_killed_run_goes_on_bitwise(shards, tmp_path, streaming, workers, proces
     moments = random.Random(f"{streaming}{workers}{processes}")
     resume = options | {"resume_from_checkpoint": "auto"}
     for how, step in (("kill", 2), ("terminate", 8), ("kill", 15)):
-        launch(
+        codes = launch(
             _pretrain, shards, tmp_path / "killed", resume, processes=processes, signal=how,
             kill_when=after_step(tmp_path / "killed", step + moments.randrange(5), moments.uniform(0, 0.05)),
         )  # fmt: skip
+        assert all(code in ((-9,) if how == "kill" else (143, -15)) for code in codes), (
+            codes
+        )  # -15: before it was ready
         assert not (tmp_path / f"killed/checkpoints/step_{STEPS}").exists(), "the kill came too late to test anything"
     [resumed, *_] = launch(_pretrain, shards, tmp_path / "killed", resume, processes=processes)
     assert same_weights(tmp_path / "whole", tmp_path / "killed") and resumed == history
@@ -129,6 +132,34 @@ def test_rows_go_on_with_other_numbers_of_processes_and_batches(shards, tmp_path
     launch(_pretrain, shards, tmp_path / "run", options, processes=2)
     state = json.loads((tmp_path / "run/checkpoints/step_9/loader_1.json").read_text())
     assert state["rows_seen"] == 6 * 8 + 3 * 24
+
+
+def test_accumulation_may_change_at_a_resume(shards, tmp_path):
+    """1 x 8, taken up as 4 x 2 accumulated twice: steps still end where batches do."""
+    common = {"model_class": _WithoutDropout}
+    launch(_pretrain, shards, tmp_path / "run", common | {"max_steps": 7, "lr_scheduler_type": "constant"})
+    launch(_pretrain, shards, tmp_path / "other", common | {"lr_scheduler_type": "constant"})
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "auto"}
+    resumed = launch(_pretrain, shards, tmp_path / "run", common | options | {"lr_scheduler_type": "constant"})[0]
+    expected = json.loads((tmp_path / f"other/checkpoints/step_{STEPS}/state.json").read_text())["history"]
+    assert [e["loss"] for e in resumed if e["step"] > 10] == pytest.approx(
+        [e["loss"] for e in expected if e["step"] > 10], rel=1e-4
+    )
+
+
+def test_older_checkpoints_can_be_gone_back_to(shards, tmp_path):
+    pretrain(shards, tmp_path, max_steps=6, save_total_limit=9)
+    older = str(tmp_path / "checkpoints/step_2")
+    pretrain(shards, tmp_path, max_steps=4, resume_from_checkpoint=older)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_4", "step_3"]
+
+
+def test_data_that_has_grown_is_not_taken_for_the_same(shards, tmp_path):
+    pretrain(shards, tmp_path / "run", max_steps=2)
+    rows = load_split(str(shards), "train[:100]")
+    with pytest.raises(DataError, match="The data has 100 rows, but had 120"):
+        loader = TrainLoader(rows, None, 8, 3)
+        loader.load_state_dict(json.loads((tmp_path / "run/checkpoints/step_2/loader_0.json").read_text()))
 
 
 def test_a_stream_says_that_it_cannot_go_on_with_other_workers(shards, tmp_path):
@@ -308,7 +339,16 @@ def test_trainer_of_transformers_trains_our_models(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("logging_steps", 0), ("learning_rate", -1.0), ("per_device_train_batch_size", 0)]
+    "name, value",
+    [
+        ("lr_scheduler_type", "cosin"),
+        ("report_to", "tensorbord"),
+        ("eval_protocols", "knnn"),
+        ("max_steps", 0),
+        ("logging_steps", 0),
+        ("learning_rate", -1.0),
+        ("per_device_train_batch_size", 0),
+    ],
 )
 def test_impossible_arguments_are_named(name, value):
     with pytest.raises(InputError, match=name):

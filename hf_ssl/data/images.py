@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets.utils.file_utils import xopen
 from PIL import Image
 from transformers import ViTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
@@ -22,10 +23,9 @@ def image_rows(data, image_column=None):
     column = find_column(
         data, image_column, "image", IMAGE_COLUMNS, (datasets.Image, datasets.Array3D, datasets.Array2D)
     )
-    if data.features is not None and isinstance(data.features[column], (datasets.Value, datasets.ClassLabel)):
-        raise DataError(
-            f"image_column '{column}' holds {data.features[column].dtype} values: expected images or arrays."
-        )
+    kind = (data.features or {}).get(column)
+    if isinstance(kind, datasets.Value | datasets.ClassLabel) and kind.dtype not in ("binary", "large_binary"):
+        raise DataError(f"image_column '{column}' holds {kind.dtype} values: expected images or arrays.")
     return raw_column(data, column, datasets.Image), column
 
 
@@ -36,7 +36,11 @@ def decode_image(value, channels):
     colour pictures are converted to 1 or 3 channels; other counts need arrays. Raises ValueError or OSError if broken.
     """
     if isinstance(value, dict):
-        value = value["bytes"] if value.get("bytes") is not None else open(value["path"], "rb").read()
+        if value.get("bytes") is None:
+            with xopen(value["path"], "rb") as file:  # also inside archives and on the Hub
+                value = file.read()
+        else:
+            value = value["bytes"]
     if isinstance(value, bytes):
         value = Image.open(io.BytesIO(value))
     if isinstance(value, Image.Image):
@@ -88,8 +92,8 @@ def image_processor(size, channels=3):
 class ImageDecoder:
     """Rows of an image column to the input of a view: padded uint8 images, crop boxes and seeds.
 
-    Crops are made later, on the device, by the view; only images of more than four times a view's area are cropped
-    here, so that a batch of photographs does not travel in full.
+    Crops are made later, on the device, by the view; only images of more than four times a view's area, or very
+    long ones, are cropped here, so that a batch of photographs does not travel in full.
     """
 
     def __init__(self, column, channels, view):
@@ -103,7 +107,8 @@ class ImageDecoder:
         widths = torch.tensor([image.shape[2] for image in images])
         boxes = self.view.boxes(sample_seeds, heights, widths)  # (N, 4)
         size = self.view.size
-        for i in (heights * widths > 4 * size**2).nonzero().flatten().tolist():
+        large = (heights * widths > 4 * size**2) | (torch.maximum(heights, widths) > 8 * size)
+        for i in large.nonzero().flatten().tolist():
             top, left, height, width = boxes[i].tolist()
             crop = images[i][None, :, top : top + height, left : left + width]
             images[i] = F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True)[0]

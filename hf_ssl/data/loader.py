@@ -7,11 +7,13 @@ Two orders, both functions of the seed alone, both saved as a few integers:
   can go on with another batch size or another number of processes.
 - A stream: shards in a new order each epoch, dealt out to the processes and their workers; within each, blocks of
   `buffer_size` rows are emitted in random order while the next block fills. A position is where the current block
-  began and how many of its rows are out, so resuming reads at most two blocks again, and no row is stored.
+  began and how many of its rows are out, so resuming reads two blocks of its current shard again (and that shard
+  from its start, where the file format cannot seek), and no row is stored.
 
 A row that cannot be decoded is replaced by another and counted, never fatal by itself.
 """
 
+import signal
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -25,7 +27,6 @@ from ..methods._random import seed_from
 from .loading import DataError
 
 ATTEMPTS = 10  # rows tried in a row before the data is taken to be undecodable as a whole
-BROKEN = (ValueError, OSError, SyntaxError, EOFError)  # what decoders raise; SyntaxError is PIL's for a bad PNG
 
 
 class RowDecoder(Protocol):
@@ -38,7 +39,7 @@ class RowDecoder(Protocol):
 
 @dataclass
 class Batch:
-    """tensors: the input of the view. broken: rows skipped on the way. epoch: of its first row. position: what to go on
+    """tensors: the input of the view. broken: rows skipped on the way. epoch: of one of its rows. position: what to go on
     from after it (streams only). error: set instead of tensors when the data cannot be used at all."""
 
     tensors: dict = field(default_factory=dict)
@@ -47,6 +48,11 @@ class Batch:
     worker: int = 0
     position: dict | None = None
     error: str | None = None
+
+    def pin_memory(self):
+        """Asked for by the DataLoader where there is an accelerator; it would pass an unknown object by."""
+        self.tensors = {name: value.pin_memory() for name, value in self.tensors.items()}
+        return self
 
 
 class TrainLoader:
@@ -74,14 +80,17 @@ class TrainLoader:
         pin = torch.cuda.is_available()
         if self.streaming:
             stream = _StreamBatches(self)
-            loader = DataLoader(stream, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
+            loader = DataLoader(
+                stream, None, num_workers=self.num_workers, pin_memory=pin, worker_init_fn=_outlive_sigterm
+            )
         else:
             rows = _MapBatches(self.data, self.decoder, self.seed)
             sampler = _positions(self.rows_seen, self.batch_size, self.process, self.processes)
             # one "sample" of the DataLoader is a whole batch, so that a worker sees its rows together
             loader = DataLoader(
-                rows, sampler=_Endless(sampler), batch_size=None, num_workers=self.num_workers, pin_memory=pin
-            )
+                rows, None, sampler=_Endless(sampler), num_workers=self.num_workers, pin_memory=pin,
+                worker_init_fn=_outlive_sigterm,
+            )  # fmt: skip
         for batch in loader:
             if batch.error:
                 raise DataError(batch.error)
@@ -95,7 +104,9 @@ class TrainLoader:
 
     def state_dict(self):
         state = {"streaming": self.streaming, "rows_seen": self.rows_seen, "broken": self.broken}
-        if self.streaming:
+        if not self.streaming:
+            state["rows"] = len(self.data)
+        else:
             state |= {"processes": self.processes, "workers": self.workers, "next_worker": self.next_worker}
             state |= {"buffer_size": self.buffer_size, "positions": self.positions}
         return state
@@ -106,6 +117,10 @@ class TrainLoader:
                 f"The checkpoint's data was {'streamed' if state['streaming'] else 'not streamed'}: resume with "
                 f"{'--streaming' if state['streaming'] else 'no --streaming'}."
             )
+        if not self.streaming and state["rows"] != len(self.data):
+            raise DataError(
+                f"The data has {len(self.data)} rows, but had {state['rows']} when the checkpoint was written."
+            )
         self.rows_seen, self.broken = state["rows_seen"], state["broken"]
         if self.streaming:
             for name in ("processes", "workers", "buffer_size"):
@@ -115,6 +130,12 @@ class TrainLoader:
                         f"has {state[name]}, this run {getattr(self, name)}; resume with the same, or without --streaming."
                     )
             self.positions, self.next_worker = list(state["positions"]), state["next_worker"]
+
+
+def _outlive_sigterm(worker):
+    """A signal to the whole process group leaves the batches of the last step and the checkpoint to the main process,
+    which ends its workers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _positions(start, batch_size, process, processes):
@@ -158,7 +179,9 @@ class _MapBatches(Dataset):
                 try:
                     items.append(self.decoder.decode(value))
                     break
-                except BROKEN as error:
+                except (
+                    Exception
+                ) as error:  # whatever a decoder makes of a broken row; bounded by ATTEMPTS and max_broken_fraction
                     broken, reason = broken + 1, str(error).strip().rstrip(".")
                 row = (
                     seed_from(self.seed, epoch, row, attempt) % length
@@ -195,12 +218,16 @@ class _StreamBatches(IterableDataset):
                 try:
                     key, row = next(rows)
                 except StopIteration:
-                    yield Batch(error="The stream is empty: found 0 rows, expected at least 1.")
+                    yield Batch(
+                        error="The stream has no rows for one of its readers: it is empty, or smaller than processes x workers."
+                    )
                     return
                 try:
                     items.append(self.decoder.decode(row))
                     in_a_row = 0
-                except BROKEN as error:
+                except (
+                    Exception
+                ) as error:  # whatever a decoder makes of a broken row; bounded by ATTEMPTS and max_broken_fraction
                     broken, in_a_row = broken + 1, in_a_row + 1
                     if in_a_row > 10 * ATTEMPTS:
                         reason = str(error).strip().rstrip(".")
@@ -259,8 +286,9 @@ class _Stream:
                 self.shard.load_state_dict(self.saved_shard)
                 self.saved_shard = None
                 for rows in self.shard.iter(batch_size=1):  # plain iteration would deal shards out to workers again
-                    number, self.row, found = self.row, self.row + 1, True
+                    number, self.row = self.row, self.row + 1
                     if number % self.parts == part:
+                        found = True
                         yield (self.epoch, shard, number), {name: column[0] for name, column in rows.items()}
                 self.unit, self.row = self.unit + 1, 0
             if not found:

@@ -25,8 +25,8 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
     builder, arguments = _find(dataset_name, sample)
     try:
         data = datasets.load_dataset(builder, config_name, split=split, streaming=streaming, **arguments)
-    except (FileNotFoundError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
+    except (FileNotFoundError, ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).strip().split("\n")[:2]).rstrip(".")
         where = f"The sample '{sample}'" if dataset_name is None else f"dataset_name '{dataset_name}'"
         where += f" (config '{config_name}')" if config_name else ""
         if "corresponds to no data" in reason:
@@ -56,7 +56,7 @@ def _find(dataset_name, sample):
             raise DataError(
                 f"dataset_name '{dataset_name}' names '{suffix}' files: expected one of {sorted(_BUILDERS)}."
             )
-        return _BUILDERS[suffix], {"data_files": {"train": files, "test": files, "validation": files}}
+        return _BUILDERS[suffix], {"data_files": {"train": files}}
     if path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1 or "*" in dataset_name:
         raise DataError(
             f"dataset_name '{dataset_name}' was not found: expected a Hub id, a folder or a glob of files."

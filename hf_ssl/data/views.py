@@ -6,6 +6,7 @@ is made in. Each operation equals torchvision's on fixed parameters, and the par
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -82,5 +83,11 @@ class RandomResizedCropAndFlip:
         """uint8 images (N, C, H, W) and their boxes (N, 4) to the model's batch."""
         flip = uniform(fold_in(sample_seeds, FLIP_STREAM), 1)[:, 0] < 0.5
         pixels = resized_crop(images.float().div_(255), boxes, self.size, flip).clamp_(0, 1)
-        mean, std = (torch.tensor(value, device=pixels.device).reshape(-1, 1, 1) for value in (self.mean, self.std))
+        mean, std = _constants(tuple(self.mean), tuple(self.std), pixels.device)
         return {"pixel_values": pixels.sub_(mean).div_(std), "sample_seeds": sample_seeds}
+
+
+@lru_cache
+def _constants(mean, std, device):
+    """(C, 1, 1) each, moved to the device once."""
+    return tuple(torch.tensor(value, device=device).reshape(-1, 1, 1) for value in (mean, std))

@@ -14,7 +14,6 @@ from accelerate.utils import gather
 from tqdm.auto import tqdm
 
 from ..data.images import LABEL_COLUMNS, decode_image, image_rows
-from ..data.loader import BROKEN
 from ..data.loading import find_column
 from ..errors import InputError
 from .processes import process_state
@@ -160,7 +159,7 @@ def _own_batches(data, batch_size, state):
 def _decode(value, channels):
     try:
         return decode_image(value, channels)
-    except BROKEN:
+    except Exception:
         return None
 
 

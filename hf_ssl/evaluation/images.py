@@ -1,5 +1,6 @@
 """The protocols for image encoders, run side by side, and their results as a dict, a file and a table."""
 
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,8 @@ def evaluate_images(
 
     name_or_path: a folder or Hub id. dataset_name: as for `load_split`, None for the embedded images. max_samples:
     rows drawn from each split. fine_tune_fractions: parts of the labels that are fine-tuned on. baselines: also
-    evaluate raw pixels and the encoder at random initialisation. output_dir: gets eval_results.json and images/; the pictures need it. Numbers are test accuracy in percent.
+    evaluate raw pixels and the encoder at random initialisation. output_dir: gets eval_results.json and images/; the
+    pictures need it. Numbers are test accuracy in percent.
 
     Features are extracted by all processes together, the probes run on the main one. Raises InputError.
     """
@@ -115,8 +117,28 @@ def evaluate_images(
     }
     if output_dir is not None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
+        results = _merged(Path(output_dir) / RESULTS_FILE, results)
         write_json(Path(output_dir) / RESULTS_FILE, results)
     return results
+
+
+def _merged(path, results):
+    """`results` with the numbers of an earlier evaluation of the same model on the same rows, which a new one completes."""
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    same = all(earlier.get(key) == results[key] for key in ("model", "feature"))
+    splits = {"name", "config", "train_split", "test_split", "label_column"}
+    if not same or any(earlier["dataset"].get(key) != results["dataset"].get(key) for key in splits):
+        return results
+    if any(earlier["settings"].get(key) != results["settings"].get(key) for key in ("seed", "max_samples")):
+        return results
+    rows = {row: earlier["results"].get(row, {}) | results["results"].get(row, {}) for row in ROWS}
+    return results | {
+        "settings": earlier["settings"] | results["settings"],
+        "dataset": earlier["dataset"] | results["dataset"],
+        "chosen": earlier["chosen"] | results["chosen"],
+        "results": {row: numbers for row, numbers in rows.items() if numbers},
+        "pictures": sorted({*earlier["pictures"], *results["pictures"]}),
+    }
 
 
 def results_table(results):

@@ -1,12 +1,12 @@
 """Pictures for the card: loss, reconstructions, nearest neighbours and t-SNE. matplotlib and scikit-learn are imported
 when one is drawn."""
 
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .features import first_images
 from .knn import nearest
 from .low_label import balanced_subset
 
@@ -26,8 +26,9 @@ def save_loss(history, path):
 
 def save_reconstructions(model, rows, decoder, processor, path, count=8):
     """For methods with `reconstruct`: original, masked and reconstructed, the first `count` rows under a fixed mask."""
-    images = [decoder.decode(row) for row in islice(rows, count)]
-    pixel_values = processor(images, return_tensors="pt").pixel_values.to(model.device)
+    images = first_images(rows, decoder.column, decoder.channels, count)
+    inputs = processor(images, return_tensors="pt", input_data_format="channels_first")
+    pixel_values = inputs.pixel_values.to(model.device)
     noise = torch.rand(len(images), model.grid**2, generator=torch.Generator().manual_seed(0)).to(model.device)
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std))
     batches = (pixel_values, *model.reconstruct(pixel_values, noise=noise))

@@ -18,7 +18,8 @@ def _shift_right(bits, places):
 
 def fold_in(seeds, value):
     """Derive another seed from each of `seeds` (int64 tensor) and `value` (int or int64 tensor that broadcasts)."""
-    bits = seeds + (torch.as_tensor(value, dtype=torch.int64, device=seeds.device) + 1) * _GOLDEN
+    step = _signed((value + 1) * _GOLDEN) if isinstance(value, int) else (value + 1) * _GOLDEN
+    bits = seeds + step
     bits = (bits ^ _shift_right(bits, 30)) * _MIX_1
     bits = (bits ^ _shift_right(bits, 27)) * _MIX_2
     return bits ^ _shift_right(bits, 31)
@@ -38,4 +39,8 @@ def seed_from(*numbers):
         bits = (bits ^ bits >> 30) * _MIX_1 % 2**64
         bits = (bits ^ bits >> 27) * _MIX_2 % 2**64
         bits ^= bits >> 31
-    return bits - 2**64 if bits >= 2**63 else bits
+    return _signed(bits)
+
+
+def _signed(bits):
+    return (bits + 2**63) % 2**64 - 2**63

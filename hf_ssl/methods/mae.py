@@ -104,8 +104,9 @@ class MAEForPreTraining(SSLModel):
         predicted = self.decoder(tokens, encoded.ids_restore).logits  # (N, L, patch_size^2 C)
 
         target = self.target(pixel_values)
-        hidden = encoded.mask.bool()  # the same number in each image, so this mean is that of all processes too
-        loss = nn.functional.mse_loss(predicted[hidden].float(), target[hidden])
+        error = (predicted.float() - target).square().mean(-1)  # (N, L)
+        # as many are hidden in each image, so that the mean over processes is the mean over all
+        loss = (error * encoded.mask).sum() / encoded.mask.sum()
         return SSLOutput(loss=loss, logits=predicted, features=tokens[:, 0], mask=encoded.mask)
 
     def target(self, pixel_values):
