@@ -284,7 +284,7 @@ def _claim_output_dir(accelerator, output_dir, model, args):
     run_file = output_dir / RUN_FILE
     run = {"config": json.loads(model.config.to_json_string(use_diff=False)), "arguments": asdict(args)}
     if args.resume_from_checkpoint not in (None, "auto"):  # a checkpoint may be another folder's
-        run_file = Path(args.resume_from_checkpoint).parents[1] / RUN_FILE
+        run_file = Path(args.resume_from_checkpoint).resolve().parents[1] / RUN_FILE
     found = json.loads(run_file.read_text()) if run_file.is_file() else None
     if args.resume_from_checkpoint is None:
         if found is not None:
