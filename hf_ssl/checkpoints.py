@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written to the side, listed with their hashes, then renamed.
+"""The folder of a run, and its checkpoints, which are whole or not there: written to the side, hashed, then renamed.
 
 A checkpoint is `checkpoints/step_<n>/`: what Accelerate saves (weights, optimizer), `loader_<rank>.json` for each
 process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file.
@@ -9,18 +9,79 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from .errors import InputError
 
 logger = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
+RUN_FILE, MANIFEST = "run.json", "manifest.json"
 
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be written or read."""
+
+
+def claim_output_dir(accelerator, output_dir, config, args):
+    """Check that the folder is new, or holds this very run; returns the checkpoint to resume from, or None."""
+    run_file = output_dir / RUN_FILE
+    run = {"config": json.loads(config.to_json_string(use_diff=False)), "arguments": asdict(args)}
+    if args.resume_from_checkpoint not in (None, "auto"):  # a checkpoint may be another folder's
+        run_file = Path(args.resume_from_checkpoint).resolve().parents[1] / RUN_FILE
+    found = json.loads(run_file.read_text()) if run_file.is_file() else None
+    if args.resume_from_checkpoint is None:
+        if found is not None:
+            raise InputError(
+                f"output_dir '{output_dir}' holds another run: go on with it by --resume_from_checkpoint auto, or choose "
+                "another folder."
+            )
+        if output_dir.is_dir() and any(output_dir.iterdir()):
+            raise InputError(f"output_dir '{output_dir}' is not empty and holds no run: choose another folder.")
+    elif found is not None:
+        if changed := [
+            k for k, v in run["config"].items() if found["config"].get(k) != v and k != "transformers_version"
+        ]:
+            raise InputError(
+                f"output_dir '{output_dir}' holds a run of another model: its config differs in {changed}."
+            )
+        old, new = found["arguments"], run["arguments"]
+        for name in ("seed", "dataset_name", "dataset_config_name", "train_split", "streaming"):
+            if old.get(name) != new[name]:
+                raise InputError(
+                    f"The run in output_dir '{output_dir}' has {name}={old.get(name)}, this command {new[name]}."
+                )
+        changed = sorted(k for k in new if old.get(k) != new[k] and k != "resume_from_checkpoint")
+        if changed and accelerator.is_main_process:
+            logger.warning("Going on with other settings than the run began with: %s.", ", ".join(changed))
+    accelerator.wait_for_everyone()
+    checkpoint = _from_main(accelerator, lambda: find_checkpoint(output_dir, args.resume_from_checkpoint))
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise InputError(
+            f"{checkpoint} is not seen by process {accelerator.process_index}: output_dir must be shared by all nodes."
+        )
+    if accelerator.is_main_process:
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            write_json(output_dir / RUN_FILE, run)
+        except OSError as error:
+            raise InputError(f"output_dir '{output_dir}' cannot be written: {error}.") from error
+    return checkpoint
+
+
+def _from_main(accelerator, find):
+    """What the main process finds, in all processes; its InputError too."""
+    told = [None, None]
+    if accelerator.is_main_process:
+        try:
+            told = [find(), None]
+        except InputError as error:
+            told = [None, error]
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
 
 
 def save_checkpoint(accelerator, output_dir, step, state, loader_state, keep=None):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .checkpoints import write_json
+from .checkpoints import RUN_FILE, write_json
 from .errors import InputError
 from .evaluation import evaluate_images, results_table
 from .evaluation.pictures import save_loss
 from .evaluation.processes import process_state
-from .training import RUN_FILE, TrainingRun
+from .training import TrainingRun
 
 logger = logging.getLogger(__name__)
 CARDS = Path(__file__).parents[1] / "model_cards"

@@ -1,6 +1,5 @@
 """The one training loop: bare Accelerate, one function, from top to bottom."""
 
-import json
 import logging
 import math
 import signal
@@ -12,11 +11,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import LoggerType, broadcast_object_list, gather_object
+from accelerate.utils import LoggerType, gather_object
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint, write_json
+from .checkpoints import claim_output_dir, load_checkpoint, save_checkpoint
 from .data.loader import TrainLoader
 from .data.loading import DataError
 from .errors import InputError
@@ -26,7 +25,6 @@ from .methods._base import SSLModel
 from .methods._random import seed_from
 
 logger = logging.getLogger(__name__)
-RUN_FILE = "run.json"
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "polynomial")  # those without further arguments
 REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, as in the papers
 
@@ -153,7 +151,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     total_batch = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     max_steps = _count_steps(args, data, total_batch)
     learning_rate = args.learning_rate * total_batch / REFERENCE_BATCH
-    checkpoint = _claim_output_dir(accelerator, output_dir, model, args)
+    checkpoint = claim_output_dir(accelerator, output_dir, model.config, args)
 
     _choose_attention(model, accelerator)
     optimizer = _adamw(model, learning_rate, args)
@@ -277,66 +275,6 @@ def _count_steps(args, data, total_batch):
             "The stream does not say how many rows it has: give --max_steps instead of --num_train_epochs."
         )
     return max(1, math.ceil(args.num_train_epochs * rows / total_batch))
-
-
-def _claim_output_dir(accelerator, output_dir, model, args):
-    """Check that the folder is new, or holds this very run; returns the checkpoint to resume from, or None."""
-    run_file = output_dir / RUN_FILE
-    run = {"config": json.loads(model.config.to_json_string(use_diff=False)), "arguments": asdict(args)}
-    if args.resume_from_checkpoint not in (None, "auto"):  # a checkpoint may be another folder's
-        run_file = Path(args.resume_from_checkpoint).resolve().parents[1] / RUN_FILE
-    found = json.loads(run_file.read_text()) if run_file.is_file() else None
-    if args.resume_from_checkpoint is None:
-        if found is not None:
-            raise InputError(
-                f"output_dir '{output_dir}' holds another run: go on with it by --resume_from_checkpoint auto, or choose "
-                "another folder."
-            )
-        if output_dir.is_dir() and any(output_dir.iterdir()):
-            raise InputError(f"output_dir '{output_dir}' is not empty and holds no run: choose another folder.")
-    elif found is not None:
-        if changed := [
-            k for k, v in run["config"].items() if found["config"].get(k) != v and k != "transformers_version"
-        ]:
-            raise InputError(
-                f"output_dir '{output_dir}' holds a run of another model: its config differs in {changed}."
-            )
-        old, new = found["arguments"], run["arguments"]
-        for name in ("seed", "dataset_name", "dataset_config_name", "train_split", "streaming"):
-            if old.get(name) != new[name]:
-                raise InputError(
-                    f"The run in output_dir '{output_dir}' has {name}={old.get(name)}, this command {new[name]}."
-                )
-        changed = sorted(k for k in new if old.get(k) != new[k] and k != "resume_from_checkpoint")
-        if changed and accelerator.is_main_process:
-            logger.warning("Going on with other settings than the run began with: %s.", ", ".join(changed))
-    accelerator.wait_for_everyone()
-    [checkpoint] = _from_main(accelerator, lambda: find_checkpoint(output_dir, args.resume_from_checkpoint))
-    if checkpoint is not None and not checkpoint.is_dir():
-        raise InputError(
-            f"{checkpoint} is not seen by process {accelerator.process_index}: output_dir must be shared by all nodes."
-        )
-    if accelerator.is_main_process:
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            write_json(output_dir / RUN_FILE, run)
-        except OSError as error:
-            raise InputError(f"output_dir '{output_dir}' cannot be written: {error}.") from error
-    return checkpoint
-
-
-def _from_main(accelerator, find):
-    """What the main process finds, as a list of one, in all processes; its InputError too."""
-    told = [None, None]
-    if accelerator.is_main_process:
-        try:
-            told = [find(), None]
-        except InputError as error:
-            told = [None, error]
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[:1]
 
 
 def _choose_attention(model, accelerator):

@@ -8,12 +8,12 @@ torchrun --nproc_per_node 2 scripts/evaluate.py outputs/mae        # on CPUs wit
 import argparse
 from pathlib import Path
 
+from hf_ssl.checkpoints import RUN_FILE
 from hf_ssl.cli import set_up_logging
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation import PROTOCOLS, evaluate_images, results_table
 from hf_ssl.evaluation.fine_tune import FRACTIONS
 from hf_ssl.evaluation.processes import process_state
-from hf_ssl.training import RUN_FILE
 
 
 def main():
