@@ -195,11 +195,12 @@ def load_checkpoint(accelerator, folder):
     """Restore the prepared model and optimizer; returns (state, this process's loader state)."""
     accelerator.load_state(str(folder))
     state = json.loads((Path(folder) / "state.json").read_text())
-    # without its own (the number of processes has changed), a process reads the first one's: for rows that can be
-    # indexed they are all the same, and a stream then says that it cannot go on
-    names = (f"loader_{accelerator.process_index}.json", "loader_0.json")
-    own = next(path for name in names if (path := Path(folder) / name).is_file())
-    return state, json.loads(own.read_text())
+    own = Path(folder) / f"loader_{accelerator.process_index}.json"
+    if own.is_file():
+        return state, json.loads(own.read_text())
+    # A process that is new takes the first one's position: for rows that can be indexed it is that of all, and a stream
+    # says that it cannot go on. The broken rows stay with those who counted them.
+    return state, json.loads((Path(folder) / "loader_0.json").read_text()) | {"broken": 0}
 
 
 def write_json(path, content):

@@ -153,8 +153,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     learning_rate = args.learning_rate * total_batch / REFERENCE_BATCH
     checkpoint = claim_output_dir(accelerator, output_dir, model.config, args)
 
-    _choose_attention(model, accelerator)
-    optimizer = _adamw(model, learning_rate, args)
+    choose_attention(model, accelerator)
+    optimizer = adamw(model, learning_rate, args)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     core = accelerator.unwrap_model(model)
     warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * max_steps)
@@ -277,13 +277,13 @@ def _count_steps(args, data, total_batch):
     return max(1, math.ceil(args.num_train_epochs * rows / total_batch))
 
 
-def _choose_attention(model, accelerator):
+def choose_attention(model, accelerator):
     """On CPUs the fused attention's backward in bfloat16 takes four times as long as two matrix products."""
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         model.set_attn_implementation("eager")
 
 
-def _adamw(model, learning_rate, args):
+def adamw(model, learning_rate, args):
     """No weight decay on vectors: biases and the scales of norms."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [

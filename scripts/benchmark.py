@@ -28,7 +28,7 @@ from transformers import TrainingArguments as TrainerArguments
 
 from hf_ssl import MAEConfig, MAEForPreTraining
 from hf_ssl.methods._base import SSLConfig, SSLModel, SSLOutput
-from hf_ssl.training import TrainingArguments, _adamw, _choose_attention, train
+from hf_ssl.training import TrainingArguments, adamw, choose_attention, train
 
 MAE = {  # batch; image, patch, width and heads; width, layers and heads of the decoder; demanded in fp32 and bf16
     "tiny": (64, (32, 4, 192, 3), (128, 4, 4), (0.97, 1.45)),
@@ -82,8 +82,8 @@ def mae(size, rounds):
         accelerator = Accelerator(mixed_precision=precision)
         model = MAEForPreTraining(config).train()
         model.load_state_dict(weights)
-        _choose_attention(model, accelerator)
-        model, optimizer = accelerator.prepare(model, _adamw(model, 1e-4, TrainingArguments()))
+        choose_attention(model, accelerator)
+        model, optimizer = accelerator.prepare(model, adamw(model, 1e-4, TrainingArguments()))
         losses.append(model(images, noise=noise).loss.item())
         return partial(step, model, optimizer, sample_seeds=torch.arange(batch))
 
@@ -146,7 +146,7 @@ class ToyDecoder:
 
 
 def torch_loop(model, data, decoder, steps, folder, accelerator=None):
-    optimizer, loader = _adamw(model, 1e-4, TrainingArguments()), DataLoader(data, 8, shuffle=True, collate_fn=decoder)
+    optimizer, loader = adamw(model, 1e-4, TrainingArguments()), DataLoader(data, 8, shuffle=True, collate_fn=decoder)
     scheduler, total, clip = get_scheduler("cosine", optimizer, 0, steps), torch.zeros(()), nn.utils.clip_grad_norm_
     if accelerator:
         model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
