@@ -99,13 +99,13 @@ def write_card(folder):
     method = run["config"]["model_type"].removeprefix("ssl_")
     arguments = run["arguments"]
     name = folder.resolve().name
-    dataset = arguments["dataset_name"]
+    dataset = arguments["dataset_name"] = _public_name(arguments["dataset_name"])
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         license="apache-2.0",
         tags=["self-supervised-learning", "hf_ssl", method],
-        datasets=[dataset] if dataset and dataset.count("/") == 1 and not Path(dataset).exists() else None,
+        datasets=[dataset] if dataset and dataset.count("/") == 1 else None,
         model_name=name,
         eval_results=_eval_results(results) if results else None,
     )
@@ -127,9 +127,15 @@ def write_card(folder):
     os.replace(partial, folder / "README.md")
 
 
+def _public_name(dataset_name):
+    """A Hub id as it is; of local data only the last part of the path, which is nobody else's business."""
+    local = dataset_name and (Path(dataset_name).exists() or "*" in dataset_name)
+    return Path(dataset_name).name if local else dataset_name
+
+
 def _eval_results(results):
     """The pretrained row as model-index entries."""
-    dataset = results["dataset"]["name"] or "hf_ssl/samples/images"
+    dataset = _public_name(results["dataset"]["name"]) or "hf_ssl/samples/images"
     return [
         EvalResult(
             task_type="image-classification",

@@ -167,10 +167,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     )  # fmt: skip
 
     step, history = 0, []
-    loss_sum, summed = (
-        torch.zeros((), device=accelerator.device),
-        0,
-    )  # over the forward passes since the last log entry
+    # over the forward passes since the last log entry
+    loss_sum, summed = torch.zeros((), device=accelerator.device), 0
     if checkpoint is not None:
         state, loader_state = load_checkpoint(accelerator, checkpoint)
         loader.load_state_dict(loader_state)

@@ -69,7 +69,7 @@ def test_a_run_leaves_a_whole_release(release):
     assert "| Pretrained |" in printed and f"{results['pretrained']['knn']:.1f}" in printed
 
 
-def test_the_card_tells_the_numbers_of_the_run(release):
+def test_the_card_tells_the_numbers_of_the_run(release, pictures):
     from huggingface_hub import ModelCard
 
     folder, printed = release
@@ -77,6 +77,7 @@ def test_the_card_tells_the_numbers_of_the_run(release):
     results = json.loads((folder / "eval_results.json").read_text())["results"]["pretrained"]
     assert sorted(result.metric_value for result in card.data.eval_results) == sorted(results.values())
     assert card.data.pipeline_tag == "image-feature-extraction" and "self-supervised-learning" in card.data.tags
+    assert str(pictures) not in card.content  # local data is named, its place is not
     assert printed.strip() in card.text and "{{" not in card.text and "30 steps" in card.text
 
 
@@ -131,6 +132,7 @@ def test_training_goes_on_from_a_release(release, pictures, tmp_path):
     assert code == 0, err
     one, other = (load_file(path / "pretraining/model.safetensors") for path in (folder, tmp_path / "more"))
     assert not [name for name in one if not torch.equal(one[name], other[name])]
+    assert str(folder) not in (tmp_path / "more/pretraining/config.json").read_text()
 
 
 def test_data_without_labels_is_what_pretraining_is_for(pictures, tmp_path):
