@@ -11,21 +11,21 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import LoggerType, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast, gather_object
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
 from .checkpoints import claim_output_dir, load_checkpoint, save_checkpoint
 from .data.loader import TrainLoader
 from .data.loading import DataError
+from .data.views import TWO_VIEWS
 from .errors import InputError
 from .evaluation import PROTOCOLS
 from .health import representation_health, warn_if_collapsed
 from .methods._base import SSLModel
 from .methods._random import seed_from
+from .optimizers import OPTIMIZERS, SCHEDULES, build_optimizer, build_scheduler
 
 logger = logging.getLogger(__name__)
-SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "polynomial")  # those without further arguments
 REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, as in the papers
 
 
@@ -58,9 +58,16 @@ class TrainingArguments:
         default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."}
     )
 
-    min_crop_scale: float = field(
-        default=0.2, metadata={"help": "Smallest part of an image's area that a random crop takes."}
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of a view in pixels; none: what the backbone's config says, else 224."}
     )
+    min_crop_scale: float | None = field(
+        default=None, metadata={"help": "Smallest part of an image's area that a crop takes; none: the paper's."}
+    )
+    views: str = field(default="moco_v2", metadata={"help": f"Augmentation of two views: {', '.join(TWO_VIEWS)}."})
+    jitter_strength: float = field(default=1.0, metadata={"help": "Of two views: multiplies the colour jitter."})
+    blur_probability: float | None = field(default=None, metadata={"help": "Of two views; none: the paper's."})
+    solarize_probability: float = field(default=0.0, metadata={"help": "Of two views."})
 
     max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
@@ -69,9 +76,13 @@ class TrainingArguments:
     learning_rate: float = field(
         default=1.5e-4, metadata={"help": "For 256 samples a step; grows with the total batch."}
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "A schedule of transformers, per step."})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": f"One of {', '.join(SCHEDULES)}; step: a tenth at 60% and 80% of the run."}
+    )
     warmup_steps: float = field(default=0, metadata={"help": "Linear warm-up: steps, or, below 1, a part of the run."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's, not on biases and norms."})
+    optim: str = field(default="adamw", metadata={"help": f"One of {', '.join(OPTIMIZERS)}."})
+    weight_decay: float = field(default=0.05, metadata={"help": "With adamw and lars not on biases and norms."})
+    momentum: float = field(default=0.9, metadata={"help": "Of sgd and lars."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's."})
@@ -101,6 +112,8 @@ class TrainingArguments:
                 f"There is nothing to train: max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}."
             )
         for name, known in (
+            ("views", TWO_VIEWS),
+            ("optim", OPTIMIZERS),
             ("lr_scheduler_type", SCHEDULES),
             ("report_to", ["none", "all", *(tracker.value for tracker in LoggerType)]),
             ("eval_protocols", ["none", *PROTOCOLS]),
@@ -108,9 +121,13 @@ class TrainingArguments:
             for value in getattr(self, name).split(","):
                 if value not in known:
                     raise InputError(f"{name} '{value}' is unknown: expected one of {', '.join(known)}.")
-        if not 0 < self.min_crop_scale <= 1:
+        if self.min_crop_scale is not None and not 0 < self.min_crop_scale <= 1:
             raise InputError(f"min_crop_scale must be above 0 and at most 1, found {self.min_crop_scale}.")
+        for name in ("blur_probability", "solarize_probability"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InputError(f"{name} must lie in [0, 1], found {getattr(self, name)}.")
         for name in (
+            "jitter_strength",
             "learning_rate",
             "weight_decay",
             "warmup_steps",
@@ -147,20 +164,27 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=trackers,
         project_dir=output_dir / "logs",
+        # queues and batch statistics are kept alike by the methods; DDP would overwrite them by the first process's
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     total_batch = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     max_steps = _count_steps(args, data, total_batch)
     learning_rate = args.learning_rate * total_batch / REFERENCE_BATCH
+    try:
+        model.check_batch(args.per_device_train_batch_size, accelerator.num_processes)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     checkpoint = claim_output_dir(accelerator, output_dir, model.config, args)
 
-    choose_attention(model, accelerator)
-    optimizer = adamw(model, learning_rate, args)
+    choose_kernels(model, accelerator)
+    optimizer = build_optimizer(model, learning_rate, args)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     core = accelerator.unwrap_model(model)
-    warmup = args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * max_steps)
-    # not prepared: Accelerate would step it once per process
+    for buffer in core.buffers():  # the weights have been sent by `prepare`
+        broadcast(buffer)
     stepped = _plain_optimizer(accelerator, optimizer)
-    scheduler = get_scheduler(args.lr_scheduler_type, stepped, int(warmup), max_steps)
+    # not prepared: Accelerate would step it once per process
+    scheduler = build_scheduler(stepped, args, max_steps)
     loader = TrainLoader(
         data, decoder, args.per_device_train_batch_size, args.seed, args.dataloader_num_workers,
         args.shuffle_buffer_size, accelerator.process_index, accelerator.num_processes,
@@ -221,7 +245,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
             loss_sum, summed = torch.zeros_like(loss_sum), 0
             _check_broken(sum(item[1] for item in told), loader.rows_seen, args)
             stop = any(item[2] for item in told)
-            health = representation_health(output.features, output.features_2) if len(output.features) > 1 else {}
+            health = representation_health(output) if len(output.features) > 1 else {}
             entry = {
                 "step": step,
                 "epoch": loader.epoch,
@@ -275,21 +299,12 @@ def _count_steps(args, data, total_batch):
     return max(1, math.ceil(args.num_train_epochs * rows / total_batch))
 
 
-def choose_attention(model, accelerator):
-    """On CPUs the fused attention's backward in bfloat16 takes four times as long as two matrix products."""
+def choose_kernels(model, accelerator):
+    """What is fastest on this device: convolutions with the channels of a pixel side by side, everywhere; on CPUs in
+    bfloat16 attention as two matrix products, since the fused one's backward takes four times as long."""
+    model.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         model.set_attn_implementation("eager")
-
-
-def adamw(model, learning_rate, args):
-    """No weight decay on vectors: biases and the scales of norms."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    betas = (args.adam_beta1, args.adam_beta2)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=args.adam_epsilon, fused=True)
 
 
 def _plain_optimizer(accelerator, optimizer):

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from hf_ssl.health import RepresentationCollapseWarning, representation_health, warn_if_collapsed
+from hf_ssl.methods._base import SSLOutput
 
 
 def test_isotropic_features_are_healthy():
     features = torch.randn(4096, 8, generator=torch.Generator().manual_seed(0))
-    health = representation_health(features, features + 0.0)
+    health = representation_health(SSLOutput(features=features, projections=features, projections_2=features + 0.0))
     assert health["feature_std"] == pytest.approx(1, abs=0.01)
     assert health["effective_rank"] == pytest.approx(8, abs=0.05)
+    assert health["projection_std"] == health["feature_std"]
     assert health["alignment"] == pytest.approx(0, abs=1e-6)
     # E exp(-2 |x - y|^2) on the sphere of 8 dimensions, by its own Monte Carlo
     x, y = torch.nn.functional.normalize(torch.randn(2, 100_000, 8, dtype=torch.float64), dim=2)
@@ -21,7 +23,7 @@ def test_isotropic_features_are_healthy():
 def test_rank_counts_directions():
     directions = torch.linalg.qr(torch.randn(16, 3))[0]
     features = torch.randn(2000, 3) @ directions.T
-    assert representation_health(features)["effective_rank"] == pytest.approx(3, abs=0.1)
+    assert representation_health(SSLOutput(features=features))["effective_rank"] == pytest.approx(3, abs=0.1)
 
 
 @pytest.mark.parametrize("kind", ["one point", "one line"])
@@ -31,12 +33,12 @@ def test_collapse_has_a_name(kind):
     else:
         features = torch.randn(64, 1) * torch.randn(1, 8)
     with pytest.warns(RepresentationCollapseWarning, match="has collapsed at step 7.*likely causes"):
-        assert warn_if_collapsed(representation_health(features), 7)
+        assert warn_if_collapsed(representation_health(SSLOutput(features=features)), 7)
 
 
 def test_views_apart_are_not_aligned():
     one, other = torch.randn(2, 256, 8, generator=torch.Generator().manual_seed(0))
-    assert representation_health(one, other)["alignment"] == pytest.approx(
-        2, abs=0.2
-    )  # E |x - y|^2 = 2 for independent
-    assert all(math.isfinite(v) for v in representation_health(torch.zeros(8, 4)).values())
+    assert representation_health(SSLOutput(features=one, projections=one, projections_2=other))[
+        "alignment"
+    ] == pytest.approx(2, abs=0.2)  # E |x - y|^2 = 2 for independent
+    assert all(math.isfinite(v) for v in representation_health(SSLOutput(features=torch.zeros(8, 4))).values())

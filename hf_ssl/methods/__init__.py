@@ -1,11 +1,22 @@
 """Every method, by its stem: `METHODS["mae"]` is the model class, `METHODS["mae"].config_class` its config."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
 
+from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from .mae import MAEConfig, MAEForPreTraining
+from .moco import MoCoConfig, MoCoForPreTraining
+from .simclr import SimCLRConfig, SimCLRForPreTraining
 
 METHODS = {
     "mae": MAEForPreTraining,
+    "moco": MoCoForPreTraining,
+    "simclr": SimCLRForPreTraining,
 }
 
 for _model in METHODS.values():
@@ -13,4 +24,21 @@ for _model in METHODS.values():
     AutoModel.register(_model.config_class, _model, exist_ok=True)
     AutoModelForPreTraining.register(_model.config_class, _model, exist_ok=True)
 
-__all__ = ["METHODS", "MAEConfig", "MAEForPreTraining"]
+AutoConfig.register(SSLResNetConfig.model_type, SSLResNetConfig, exist_ok=True)
+AutoModel.register(SSLResNetConfig, SSLResNetModel, exist_ok=True)
+AutoModelForImageClassification.register(SSLResNetConfig, SSLResNetForImageClassification, exist_ok=True)
+AutoBackbone.register(SSLResNetConfig, SSLResNetBackbone, exist_ok=True)
+
+__all__ = [
+    "METHODS",
+    "MAEConfig",
+    "MAEForPreTraining",
+    "MoCoConfig",
+    "MoCoForPreTraining",
+    "SSLResNetBackbone",
+    "SSLResNetConfig",
+    "SSLResNetForImageClassification",
+    "SSLResNetModel",
+    "SimCLRConfig",
+    "SimCLRForPreTraining",
+]

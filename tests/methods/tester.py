@@ -4,7 +4,11 @@ import copy
 import subprocess
 import sys
 
+import numpy as np
+import pytest
 import torch
+from processes import launch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoModelForPreTraining
 
 from hf_ssl.methods._base import SSLModel, SSLOutput
@@ -13,6 +17,7 @@ TINY_VIT = dict(
     model_type="vit", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=16,
     patch_size=4, layer_norm_eps=1e-6,
 )  # fmt: skip
+TINY_RESNET = dict(model_type="resnet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
 
 
 class MethodTester:
@@ -20,6 +25,7 @@ class MethodTester:
     config: dict  # of a tiny model
     chance_loss: float  # what a model that knows nothing scores on `batch`
     random_arguments = ("noise",)  # draws of `forward` that `batch` hands in
+    tolerance = 1e-6  # relative, of two processes against one
 
     def batch(self, seed=0) -> dict:
         raise NotImplementedError
@@ -49,6 +55,14 @@ class MethodTester:
             model.after_step((step + 1) / 400)
         assert model(**self.batch(seed=1000)).loss < 0.8 * self.chance_loss
 
+    def test_two_processes_equal_one(self):
+        """Contract C2: losses, gradients, weights and buffers of 2 processes x B are those of 1 process x 2 B."""
+        losses, values = two_steps(type(self), 1)
+        for losses_2, values_2 in launch(two_steps, type(self), 2, processes=2):
+            assert losses_2 == pytest.approx(losses, rel=self.tolerance)
+            for name, value in values.items():
+                assert np.abs(values_2[name] - value).max() <= self.tolerance * np.abs(value).max() + 1e-9, name
+
     def test_same_draw_same_loss(self):
         model = self.model().eval()
         assert torch.equal(model(**self.batch()).loss, model(**self.batch()).loss)
@@ -76,6 +90,8 @@ class MethodTester:
             assert not any(report.values()), report
             for name, value in model.state_dict().items():
                 assert torch.equal(value, loaded.state_dict()[name]), name
+            for (name, one), other in zip(model.named_parameters(), loaded.parameters(), strict=True):
+                assert one.requires_grad == other.requires_grad, name
             assert torch.equal(loaded(**self.batch()).loss, model(**self.batch()).loss)
 
     def test_weights_missing_from_a_file_are_drawn_not_garbage(self, tmp_path):
@@ -89,7 +105,7 @@ class MethodTester:
             loaded.state_dict().items(), self.model(seed=1).state_dict().values(), strict=True
         ):
             assert value.isfinite().all(), name
-            assert torch.isclose(value.float().std(), fresh.float().std(), rtol=0.5, atol=0.02), name
+            assert torch.isclose(*(v.float().std(correction=0) for v in (value, fresh)), rtol=0.5, atol=0.02), name
 
     def test_released_encoder_is_native(self, tmp_path):
         """Without hf_ssl, AutoModel loads it: no missing or unexpected key, `pooler_output` equal to `embed`."""
@@ -110,3 +126,30 @@ class MethodTester:
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def two_steps(tester, processes):
+    """(losses of two steps; first the gradients, then all weights and buffers after them) on this process's part."""
+    tester = tester()
+    model, losses, values = tester.model().train(), [], {}
+    core = model
+    if processes > 1:
+        torch.distributed.init_process_group("gloo")
+        model = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD([p for p in core.parameters() if p.requires_grad], lr=0.01)
+    for step in range(2):
+        batch = tester.batch(seed=step)
+        if processes > 1:
+            batch = {name: value.chunk(processes)[torch.distributed.get_rank()] for name, value in batch.items()}
+        loss = model(**batch).loss
+        loss.backward()
+        if step == 0:
+            values |= {f"gradient of {name}": p.grad.clone() for name, p in core.named_parameters() if p.requires_grad}
+        optimizer.step()
+        optimizer.zero_grad()
+        core.after_step(step / 2)
+        mean = loss.detach().clone()
+        if processes > 1:
+            torch.distributed.all_reduce(mean.div_(processes))
+        losses.append(mean.item())
+    return losses, {name: value.numpy() for name, value in (values | core.state_dict()).items()}

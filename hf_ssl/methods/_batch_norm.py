@@ -1,0 +1,92 @@
+"""Batch normalisation whose statistics do not depend on how a batch is spread over processes."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from ._distributed import gather_with_gradient, world_size
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def replace_batch_norm(network, build):
+    """Put `build(num_features, eps, momentum)` in the place of each batch norm of a new network; whether it has any."""
+    found = False
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) in BATCH_NORMS:
+                setattr(module, name, build(child.num_features, child.eps, child.momentum))
+                found = True
+    return found
+
+
+class SplitBatchNorm(nn.BatchNorm2d):
+    """Statistics over groups of `group_size` consecutive samples, as on many devices of so many samples each.
+
+    The running statistics move once a forward pass, to the mean over the groups. They are this process's own until
+    `average_running_statistics`, which makes them those of the whole batch.
+    """
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, group_size=32):
+        super().__init__(num_features, eps, momentum)
+        self.group_size = group_size
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        groups = x.split(self.group_size)
+        statistics = torch.zeros(2, len(groups), self.num_features, dtype=self.running_mean.dtype, device=x.device)
+        normalized = [
+            F.batch_norm(group, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+            for group, mean, variance in zip(groups, *statistics, strict=True)
+        ]
+        with torch.no_grad():
+            mean, variance = statistics.mean(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
+            self.num_batches_tracked += 1
+        return torch.cat(normalized) if len(groups) > 1 else normalized[0]
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Statistics over the samples of all processes, which must hold equally many. torch's own needs GPUs."""
+
+    def _check_input_dim(self, x):
+        pass  # (N, C) as well as (N, C, H, W)
+
+    def forward(self, x):
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        variance, mean = torch.var_mean(x.float(), axes, correction=0)
+        means, variances = gather_with_gradient(torch.stack([mean, variance])[None]).unbind(1)  # (W, C) each
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)  # within the processes, and between them
+        with torch.no_grad():
+            count = world_size() * x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+
+@torch.no_grad()
+def average_running_statistics(network):
+    """The mean over processes, in one message. As the moving average is linear, it may be taken at any time."""
+    if world_size() == 1:
+        return
+    buffers = [
+        buffer
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+    ]
+    if buffers:
+        together = torch.cat(buffers)
+        dist.all_reduce(together)
+        together /= world_size()
+        torch._foreach_copy_(buffers, list(together.split([len(buffer) for buffer in buffers])))

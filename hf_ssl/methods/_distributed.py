@@ -1,0 +1,47 @@
+"""The batch of all processes: the same rows in the same order as one process with the whole batch would hold."""
+
+import torch
+import torch.distributed as dist
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank():
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@torch.no_grad()
+def gather(x):
+    """(N, ...) of each process to (W N, ...), process by process, without gradient."""
+    if world_size() == 1:
+        return x
+    everyone = x.new_empty(world_size() * len(x), *x.shape[1:])
+    dist.all_gather_into_tensor(everyone, x.contiguous())
+    return everyone
+
+
+def own_part(x):
+    """Of what `gather` returned, the rows of this process."""
+    return x.chunk(world_size())[rank()]
+
+
+def gather_with_gradient(x):
+    """As `gather`, and a process's rows receive the gradient of every process's loss.
+
+    The sum, not the mean: averaging parameter gradients over processes, as DDP does, then gives those of the mean loss.
+    """
+    return _Gather.apply(x) if world_size() > 1 else x
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return own_part(gradient)

@@ -1,0 +1,94 @@
+"""SimCLR: two views of an image must find each other among all other views in the batch.
+
+Chen et al. 2020, https://arxiv.org/abs/2002.05709. Official code: https://github.com/google-research/simclr (its loss is
+the sum over the two views; here, as in the paper, the mean).
+"""
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
+
+from ._backbone import build_backbone, feature_size, native_copy, pooled
+from ._base import SSLConfig, SSLModel, SSLOutput
+from ._batch_norm import GlobalBatchNorm, replace_batch_norm
+from ._contrastive import nt_xent
+
+
+@strict
+class SimCLRConfig(SSLConfig):
+    """Defaults: the paper's ResNet-50. The official repository's default is projector_layers=3 (SimCLR v2).
+
+    backbone_config: of any image encoder of transformers. projector_layers: of the head, which is thrown away; hidden ones
+    are as wide as the backbone's features. projection_size: P. temperature: 0.1 on ImageNet, 0.5 on CIFAR.
+    """
+
+    model_type = "ssl_simclr"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="resnet")}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    projector_layers: int = 2
+    projection_size: int = 128
+    temperature: float = 0.1
+
+    def validate_ranges(self):
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, found {self.temperature}.")
+        for name in ("projector_layers", "projection_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+
+
+class SimCLRForPreTraining(SSLModel):
+    config: SimCLRConfig
+    input_modalities = ("image",)
+
+    def __init__(self, config: SimCLRConfig):
+        super().__init__(config)
+        self.backbone = build_backbone(config.backbone_config)
+        replace_batch_norm(self.backbone, GlobalBatchNorm)
+        self.projector = projector(feature_size(config.backbone_config), config)
+        self.post_init()
+
+    def forward(self, pixel_values, pixel_values_2, **kwargs):
+        """pixel_values, pixel_values_2: (N, C, H, W), two views of each image."""
+        features = self.embed(torch.cat([pixel_values, pixel_values_2]))  # (2 N, D), one batch for the statistics
+        projections = F.normalize(self.projector(features).float(), dim=1)  # (2 N, P)
+        first, second = projections.chunk(2)
+        loss, logits = nt_xent(first, second, self.config.temperature)
+        return SSLOutput(
+            loss=loss, logits=logits, features=features, projections=first.detach(), projections_2=second.detach()
+        )
+
+    def embed(self, pixel_values):
+        """The backbone's pooled features, (N, D)."""
+        return pooled(self.backbone, pixel_values)
+
+    def export_encoder(self):
+        return native_copy(self.backbone)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=0.01)
+        elif isinstance(module, GlobalBatchNorm):
+            for one in (module.weight, module.running_var):
+                init.ones_(one)
+            for zero in filter(None.__ne__, (module.bias, module.running_mean, module.num_batches_tracked)):
+                init.zeros_(zero)
+
+
+def projector(features, config):
+    """Each linear layer is followed by a batch norm, as in the official code; the last one has a scale but no shift."""
+    layers = []
+    for _ in range(config.projector_layers - 1):
+        layers += [nn.Linear(features, features, bias=False), GlobalBatchNorm(features), nn.ReLU(inplace=True)]
+    last = GlobalBatchNorm(config.projection_size)
+    last.bias = None
+    return nn.Sequential(*layers, nn.Linear(features, config.projection_size, bias=False), last)
+
+
+__all__ = ["SimCLRConfig", "SimCLRForPreTraining"]

@@ -1,0 +1,78 @@
+"""The papers' optimizers and learning-rate schedules."""
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+OPTIMIZERS = ("adamw", "sgd", "lars")
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "polynomial", "step")  # without further arguments
+DROPS = (0.6, 0.8)  # of the run: 120 and 160 of MoCo v1's 200 epochs
+
+
+def build_optimizer(model, learning_rate, args):
+    """`args.optim` over what is trained. AdamW and LARS do not decay vectors, biases and the scales of norms, nor does LARS
+    adapt their rate; SGD treats all weights alike, as MoCo's does."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if args.optim == "sgd":
+        how = {"momentum": args.momentum, "weight_decay": args.weight_decay}
+        return torch.optim.SGD(trained, learning_rate, **how, fused=True)
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "adapted": False},
+    ]
+    if args.optim == "lars":
+        return LARS(groups, learning_rate, args.momentum)
+    betas = (args.adam_beta1, args.adam_beta2)
+    return torch.optim.AdamW(groups, learning_rate, betas, args.adam_epsilon, fused=True)
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017, https://arxiv.org/abs/1708.03888) with SimCLR's momentum.
+
+    Each weight moves at the rate lr x trust_coefficient x |w| / |g + weight_decay w|; the rate is inside the momentum, so a
+    falling rate does not slow down what has been collected. Groups with adapted=False move at the rate lr. Differs from
+    https://github.com/google-research/simclr, lars_optimizer.py, in nothing.
+    """
+
+    def __init__(self, params, lr, momentum=0.9, weight_decay=0.0, trust_coefficient=0.001):
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adapted": True}
+        super().__init__(params, defaults | {"trust_coefficient": trust_coefficient})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients = [p.grad for p in weights]
+            if group["weight_decay"]:
+                gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+            if group["adapted"]:
+                sizes = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(gradients))
+                trust = group["trust_coefficient"] * sizes[0] / sizes[1]
+                trust = torch.where((sizes[0] > 0) & (sizes[1] > 0), trust, 1.0)  # on the device: nothing waits for it
+                gradients = torch._foreach_mul(gradients, list(trust.unbind()))
+            for weight in weights:
+                if "momentum_buffer" not in self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, gradients, alpha=group["lr"])
+            torch._foreach_sub_(weights, momenta)
+        return loss
+
+
+def build_scheduler(optimizer, args, max_steps):
+    """`args.lr_scheduler_type` after a linear warm-up; "step" divides the rate by 10 at each of DROPS."""
+    warmup = int(args.warmup_steps if args.warmup_steps >= 1 else round(args.warmup_steps * max_steps))
+    if args.lr_scheduler_type != "step":
+        return get_scheduler(args.lr_scheduler_type, optimizer, warmup, max_steps)
+
+    def rate(step):
+        return min(1, (step + 1) / (warmup + 1)) * 0.1 ** sum(step >= drop * max_steps for drop in DROPS)
+
+    return LambdaLR(optimizer, rate)
