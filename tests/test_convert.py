@@ -1,6 +1,7 @@
-"""convert_checkpoint.py on files of the original's key layout, against the published formulas in plain torch."""
+"""convert_checkpoint.py on files of the originals' key layouts, against the published formulas and torchvision."""
 
 import argparse
+import functools
 import importlib.util
 import math
 import os
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetModel
 
-import hf_ssl  # noqa: F401  registers MAE
+import hf_ssl
+from hf_ssl.conversion.torchvision_resnet import resnet_config, resnet_name, resnet_parameters
 from hf_ssl.errors import run_script
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +25,7 @@ HEADS, DECODER_HEADS = 3, 2
 FLAGS = ["--num_attention_heads", str(HEADS), "--decoder_num_attention_heads", str(DECODER_HEADS)]
 
 
-# -- a file of the original ----------------------------------------------------------------------------------------
+# -- a file of MAE ------------------------------------------------------------------------------------------------
 
 
 def random_stack(name, depth, width, mlp):
@@ -152,8 +155,8 @@ def convert(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "convert_checkpoint", script)
     specification.loader.exec_module(script)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "mae", *map(str, arguments)])
+    def run(*arguments, kind="mae"):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), kind, *map(str, arguments)])
         try:
             run_script(script.main)
             code = 0
@@ -331,3 +334,228 @@ def test_bad_arguments_are_one_line(tmp_path, convert):
         assert code == 1 and printed == "" and errors.startswith("error: ") and errors.count("\n") == 1, errors
         assert expected in errors, errors
         assert sorted(os.listdir(tmp_path)) == before
+
+
+# -- MoCo and SimCLR -----------------------------------------------------------------------------------------------
+
+
+def torchvision_resnet(block="BasicBlock", depths=(1, 1, 1, 1), outputs=1000, width=1, seed=0):
+    """With running statistics that are not those of a start. width: as in SimCLR's 2x and 4x."""
+    torch.manual_seed(seed)
+    block = getattr(torchvision.models.resnet, block)
+    model = torchvision.models.ResNet(block, depths, num_classes=outputs)
+    if width > 1:
+        model.conv1, model.bn1 = torch.nn.Conv2d(3, 64 * width, 7, 2, 3, bias=False), torch.nn.BatchNorm2d(64 * width)
+        model.inplanes = 64 * width
+        for stage, depth in enumerate(depths):
+            layer = model._make_layer(block, 64 * width * 2**stage, depth, stride=1 if stage == 0 else 2)
+            setattr(model, f"layer{stage + 1}", layer)
+        model.fc = torch.nn.Linear(512 * width * block.expansion, outputs)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            module.num_batches_tracked.fill_(7)
+    return model.eval()
+
+
+RESNET50 = dict(block="Bottleneck", depths=(3, 4, 6, 3))
+
+
+class OriginalMoCo(torch.nn.Module):
+    """The modules and buffers of moco/builder.py."""
+
+    def __init__(self, mlp, keys=96, **resnet):
+        super().__init__()
+        self.encoder_q, self.encoder_k = (torchvision_resnet(outputs=128, seed=seed, **resnet) for seed in (1, 2))
+        for encoder in (self.encoder_q, self.encoder_k) if mlp else ():
+            width = encoder.fc.in_features
+            encoder.fc = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.ReLU(), encoder.fc)
+        self.register_buffer("queue", torch.nn.functional.normalize(torch.randn(128, keys), dim=0))
+        self.register_buffer("queue_ptr", torch.tensor([32]))
+
+    def checkpoint(self):
+        """As main_moco.py writes it, under distributed training."""
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9)
+        state_dict = torch.nn.DataParallel(self).state_dict()
+        assert "module.encoder_q.bn1.num_batches_tracked" in state_dict
+        return {"epoch": 200, "arch": "resnet50", "state_dict": state_dict, "optimizer": optimizer.state_dict()}
+
+
+def stages(network, images):
+    """After the stem's pooling, after each layer, and pooled."""
+    found = [network.maxpool(network.relu(network.bn1(network.conv1(images))))]
+    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+        found.append(layer(found[-1]))
+    return [*found, network.avgpool(found[-1])]
+
+
+def bare(network, but="fc."):
+    return {key: value for key, value in network.state_dict().items() if not key.startswith(but)}
+
+
+EQUAL_STAGES = """
+import sys, torch
+sys.modules["hf_ssl"] = None
+from transformers import AutoImageProcessor, AutoModel
+images, expected = torch.load(sys.argv[1])
+for folder, stages in expected.items():
+    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    assert type(model).__module__ == "transformers.models.resnet.modeling_resnet" and model.dtype == torch.float32
+    output = model(images, output_hidden_states=True)
+    for found, stage in zip([*output.hidden_states, output.pooler_output], stages, strict=True):
+        torch.testing.assert_close(found, stage, rtol=1e-5, atol=1e-5, msg=lambda text: folder + text)
+    assert AutoImageProcessor.from_pretrained(folder).do_normalize is ("moco" in folder)
+"""
+
+
+@torch.no_grad()
+def test_resnets_give_the_originals_features_at_every_stage(tmp_path, convert):
+    small = OriginalMoCo(mlp=True, depths=(2, 2, 2, 2))
+    large = OriginalMoCo(mlp=False, **RESNET50)
+    simclr, wide = torchvision_resnet("Bottleneck"), torchvision_resnet("Bottleneck", width=2)
+    prefixed = {f"encoder_q.{key}": value for key, value in small.encoder_q.state_dict().items()}
+    without_counters = {k: v for k, v in bare(small.encoder_q).items() if not k.endswith("num_batches_tracked")}
+    expected, images = {}, torch.randn(2, 3, 64, 64)
+    for name, network, content, is_whole, note in (
+        ("moco_v2", small.encoder_q, small.checkpoint(), True, "taken as 0.2; else give --temperature"),
+        ("moco_v1", large.encoder_q, large.checkpoint(), True, "taken as 0.07; else"),
+        ("moco_query", small.encoder_q, {"state_dict": prefixed}, False, "holds no key encoder"),
+        ("moco_plain", small.encoder_q, without_counters, False, "holds no key encoder"),
+        ("simclr_1x", simclr, {"state_dict": simclr.state_dict()}, False, "the layer fc, a classifier, is left out"),
+        ("simclr_2x", wide, {f"module.{k}": v for k, v in bare(wide).items()}, False, "holds the encoder alone"),
+    ):
+        file, folder = tmp_path / f"{name}.pth.tar", tmp_path / name
+        torch.save(content, file, _use_new_zipfile_serialization=name != "moco_v1")  # the official files are that old
+        code, printed, errors = convert(file, "--output_dir", folder, kind=name.split("_")[0])
+        assert code == 0 and errors == "" and note in printed and file.name in printed, errors
+        assert (folder / "pretraining").exists() is is_whole
+        expected[str(folder)] = stages(network, images)
+    torch.save((images, expected), tmp_path / "expected.pt")
+    command = [sys.executable, "-c", EQUAL_STAGES, str(tmp_path / "expected.pt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    for name, words in {
+        "moco_v1": ["ResNet-50", "license: other", "CC-BY-NC 4.0", "MIT", "1 linear, 128 units", "96 keys", "(0.07)"],
+        "moco_v2": ["ResNet-18", "2 linear, 512 and 128 units", "(0.2)", "facebookresearch/moco", "1911.05722"],
+        "moco_plain": ["there is no `pretraining/`"],
+        "simclr_2x": ["license: apache-2.0", "2002.05709", "without normalisation", "(0, 1)", "stem of 128 channels"],
+    }.items():
+        card = (tmp_path / name / "README.md").read_text()
+        assert not [word for word in (*words, f"`{name}.pth.tar`", f"- {name.split('_')[0]}") if word not in card], (
+            card
+        )
+        assert str(tmp_path) not in card and "{" not in card and "\n\n\n" not in card
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_every_depth_of_torchvision_is_recognised(depth):
+    with torch.device("meta"):  # sizes without memory
+        weights = bare(getattr(torchvision.models, f"resnet{depth}")())
+        config = resnet_config(weights, "file")
+        parameters = resnet_parameters(ResNetModel(config))
+    assert resnet_name(config) == f"ResNet-{depth}" and parameters.keys() == weights.keys()
+    assert all(parameters[key][0].shape == weights[key].shape for key in weights)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("version", [1, 2])
+def test_pretraining_moco_gives_the_originals_logits(tmp_path, convert, version):
+    original = OriginalMoCo(mlp=version == 2)
+    torch.save(original.checkpoint(), tmp_path / "moco.pth.tar")
+    flags = ["--temperature", 0.1] if version == 2 else []
+    code, _, errors = convert(tmp_path / "moco.pth.tar", "--output_dir", tmp_path / "release", *flags, kind="moco")
+    assert code == 0, errors
+    model = load(AutoModelForPreTraining, tmp_path / "release", subfolder="pretraining")
+    assert type(model) is hf_ssl.MoCoForPreTraining and model.config.projector_layers == version
+    assert torch.equal(model.queue, original.queue.T) and model.queue.is_contiguous()
+    assert model.queue_position.shape == () and model.queue_position == 32
+    assert model.key_backbone.embedder.embedder.normalization.num_batches_tracked == 7
+
+    views = torch.randn(2, 3, 3, 64, 64)
+    features = stages(original.encoder_q, views[0])[-1].flatten(1)
+    torch.testing.assert_close(model.embed(views[0]), features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.projector(features), original.encoder_q.fc(features), rtol=1e-5, atol=1e-5)
+    query, key = original.encoder_q(views[0]), original.encoder_k(views[1])
+    query, key = (projected / projected.norm(dim=1, keepdim=True) for projected in (query, key))
+    logits = torch.cat([(query * key).sum(1, keepdim=True), query @ original.queue], dim=1)
+    logits /= 0.07 if version == 1 else 0.1
+    output = model(*views)
+    torch.testing.assert_close(output.logits, logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.loss, (logits.exp().sum(1).log() - logits[:, 0]).mean(), rtol=1e-5, atol=1e-5)
+
+
+@functools.cache
+def moco_weights():
+    return OriginalMoCo(mlp=True).checkpoint()["state_dict"]
+
+
+def changed_moco(missing=(), **changes):
+    weights = {key: value for key, value in moco_weights().items() if key not in missing}
+    return {"state_dict": weights | {f"module.{key.replace('__', '.')}": value for key, value in changes.items()}}
+
+
+BAD_RESNET = {
+    "an MAE": (
+        "moco",
+        lambda: {"model": original_weights()},
+        "holds no ResNet under torchvision's names, but blocks.",
+    ),
+    "missing": ("moco", lambda: changed_moco(["module.encoder_k.bn1.bias"]), "lacks the keys encoder_k.bn1.bias:"),
+    "no layer": ("moco", lambda: changed_moco(["module.encoder_q.layer4.0.conv2.weight"]), "layer4.0.conv2.weight."),
+    "no head": (
+        "moco",
+        lambda: changed_moco(["module.encoder_q.fc.2.weight"]),
+        "lacks the key encoder_q.fc.2.weight.",
+    ),
+    "no pointer": ("moco", lambda: changed_moco(["module.queue_ptr"]), "lacks the keys queue_ptr:"),
+    "unexpected": ("moco", lambda: changed_moco(extra=torch.ones(1)), "has the unexpected keys extra:"),
+    "other shape": (
+        "moco",
+        lambda: changed_moco(encoder_q__bn1__bias=torch.ones(9)),
+        "encoder_q.bn1.bias has shape (9,), expected (64,)",
+    ),
+    "flat queue": ("moco", lambda: changed_moco(queue=torch.ones(128)), "queue has shape (128,), expected 2 dim"),
+    "narrow queue": ("moco", lambda: changed_moco(queue=torch.ones(64, 8)), "(64, 8), expected (128, 8)"),
+    "classifier": (
+        "moco",
+        lambda: {"state_dict": torch.nn.DataParallel(torchvision_resnet()).state_dict(), "best_acc1": torch.ones(1)},
+        "is a classifier (its fc.weight has shape (1000, 512))",
+    ),
+    "small stem": ("moco", lambda: {"conv1.weight": torch.ones(64, 3, 3, 3)}, "conv1 is 3 x 3, expected 7 x 7"),
+    "wide_resnet50_2": (
+        "simclr",
+        lambda: torchvision.models.ResNet(
+            torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], width_per_group=128
+        ).state_dict(),
+        "bottlenecks of 128 channels in blocks of 256, expected a quarter",
+    ),
+    "MoCo as SimCLR": ("simclr", lambda: changed_moco(), "convert it as `moco`"),
+    "not under torchvision's names": (
+        "simclr",
+        lambda: {"state_dict": {"net.0.weight": torch.ones(1)}},
+        "net.0.weight",
+    ),
+    "text": ("simclr", lambda: {"state_dict": "resnet50"}, "holds no weights"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RESNET)
+def test_a_bad_resnet_is_one_line(tmp_path, convert, case):
+    kind, content, expected = BAD_RESNET[case]
+    torch.save(content(), tmp_path / "bad.pth")
+    code, printed, errors = convert(tmp_path / "bad.pth", "--output_dir", tmp_path / "release", kind=kind)
+    assert code == 1 and printed == "" and errors.startswith("error: ") and errors.count("\n") == 1, errors
+    assert expected in errors and "bad.pth" in errors, errors
+    assert os.listdir(tmp_path) == ["bad.pth"]
+
+
+def test_a_bad_temperature_is_one_line(tmp_path, convert):
+    torch.save(changed_moco(), tmp_path / "moco.pth")
+    arguments = [tmp_path / "moco.pth", "--output_dir", tmp_path / "release", "--temperature", -1]
+    code, printed, errors = convert(*arguments, kind="moco")
+    assert code == 1 and errors.count("\n") == 1 and "temperature must be positive, found -1.0" in errors, errors
