@@ -9,8 +9,10 @@ import datasets
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, HfArgumentParser, PreTrainedConfig
+from transformers.utils import cached_file
 
+from .data import TWO_VIEWS, ImageDecoder, TwoViews, image_rows, load_split
 from .errors import InputError
 from .evaluation.processes import process_state
 from .training import TrainingArguments
@@ -19,14 +21,23 @@ from .training import TrainingArguments
 def parse_arguments(config_class, recipes, description=None):
     """(config, TrainingArguments) from the command line.
 
-    recipes: preset name -> (config values, training values); the first is the default. `--backbone` chooses one; any
-    other value of it is taken as a Hub id or folder to go on from and leaves the first preset's training values.
+    recipes: preset name -> (config values, training values); the first is the default. `--backbone` chooses a preset, a
+    release of the method to go on from (the first preset's training values), or any encoder of transformers, by
+    model_type to begin anew or by Hub id or folder to go on from (the last preset's training values).
     """
     set_up_logging()
     parser = HfArgumentParser(TrainingArguments, description=description)
-    parser._option_string_actions["--backbone"].help = f"One of {list(recipes)}, or a release to go on from."
+    parser._option_string_actions["--backbone"].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
     backbone = parser.parse_known_args()[0].backbone or next(iter(recipes))
-    config_values, training_values = recipes.get(backbone, next(iter(recipes.values())))
+    if backbone in recipes:
+        values, training_values = recipes[backbone]
+        config = _checked(lambda: config_class(**values))
+    elif (config := _release_config(config_class, backbone)) is not None:
+        training_values = next(iter(recipes.values()))[1]
+    else:
+        training_values = list(recipes.values())[-1][1]
+        encoder = _encoder_config(backbone, recipes)
+        config = _checked(lambda: config_class(backbone_config=encoder))
     parser.set_defaults(**{"backbone": backbone} | training_values)
     args, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if unknown:
@@ -34,26 +45,73 @@ def parse_arguments(config_class, recipes, description=None):
         raise InputError(
             f"The argument {unknown[0]} is unknown: " + (f"did you mean {close[0]}?" if close else "see --help.")
         )
-    if backbone in recipes:
-        config = _checked(lambda: config_class(**config_values))
-    else:
-        try:
-            config = config_class.from_pretrained(backbone, subfolder="pretraining")
-            config.name_or_path = backbone  # where `build_model` finds the weights
-        except OSError as error:
-            message = (
-                f"backbone '{backbone}' is neither one of {list(recipes)} nor a release with pretraining/config.json."
-            )
-            raise InputError(message) from error
     return override_config(config, args.config_overrides), args
 
 
+def _release_config(config_class, name):
+    """The config of a release of this method; None for anything else, another method's release too: it has an encoder."""
+    quiet = {"_raise_exceptions_for_missing_entries": False}
+    try:
+        if cached_file(name, "config.json", subfolder="pretraining", **quiet) is None:
+            return None
+        config = AutoConfig.from_pretrained(name, subfolder="pretraining")
+    except (OSError, ValueError):
+        return None
+    config.name_or_path = name  # where `build_model` finds the weights
+    return config if isinstance(config, config_class) else None
+
+
+def _encoder_config(name, recipes):
+    if name in CONFIG_MAPPING:
+        return AutoConfig.for_model(name)
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"backbone '{name}' is neither one of {list(recipes)}, nor a release with pretraining/config.json, nor an encoder "
+            "that transformers knows by type, folder or Hub id."
+        ) from error
+
+
 def build_model(model_class, config, args):
-    """The model to train: drawn from the seed, or, where `--backbone` named a release, with that release's weights."""
+    """The model to train: drawn from the seed, with the weights of the release or encoder that `--backbone` named."""
     if config.name_or_path:
         return model_class.from_pretrained(config.name_or_path, subfolder="pretraining", config=config)
     torch.manual_seed(args.seed)
-    return model_class(config)
+    model = _checked(lambda: model_class(config))
+    if encoder := config.backbone_config.name_or_path:
+        model.load_encoder(AutoModel.from_pretrained(encoder, dtype=torch.float32))
+    return model
+
+
+def view_size(config, args):
+    """The side of a view in pixels."""
+    fixed = getattr(config.backbone_config, "image_size", None)
+    if fixed and args.image_size and args.image_size != fixed:
+        raise InputError(
+            f"image_size {args.image_size} does not fit the backbone, which has {fixed}: set "
+            f"--config_overrides backbone_config.image_size={args.image_size}."
+        )
+    return args.image_size or fixed or 224
+
+
+def two_views(args, size, processor):
+    """The augmentation that `--views` names, with the changes that other arguments make."""
+    changes = {"jitter_strength": args.jitter_strength, "solarize_probability": args.solarize_probability}
+    if args.min_crop_scale is not None:
+        changes["scale"] = (args.min_crop_scale, 1.0)
+    if args.blur_probability is not None:
+        changes["blur_probability"] = args.blur_probability
+    return TwoViews(size, processor.image_mean, processor.image_std, **TWO_VIEWS[args.views] | changes)
+
+
+def image_data(args, channels, view):
+    """(rows, their decoder) of the images that `--dataset_name` names."""
+    rows = load_split(
+        args.dataset_name, args.train_split, config_name=args.dataset_config_name, streaming=args.streaming
+    )
+    rows, column = image_rows(rows, args.image_column)
+    return rows.select_columns([column]), ImageDecoder(column, channels, view)
 
 
 def override_config(config, overrides):

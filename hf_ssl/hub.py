@@ -8,6 +8,7 @@ from functools import partial as partial_of
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader
 
 from .checkpoints import RUN_FILE, write_json
 from .errors import InputError
@@ -109,9 +110,9 @@ def write_card(folder):
         model_name=name,
         eval_results=_eval_results(results) if results else None,
     )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(CARDS / f"{method}.md"),
+    template = Environment(loader=FileSystemLoader(CARDS)).get_template(f"{method}.md")
+    text = template.render(
+        card_data=data.to_yaml(),
         name=name,
         path=str(folder),
         dataset=dataset or "the images that ship with hf_ssl (12,000 of Fashion-MNIST)",
@@ -123,7 +124,7 @@ def write_card(folder):
         pictures=sorted(path.name for path in (folder / "images").glob("*.png")),
     )
     partial = folder / ".README.md.partial"
-    card.save(partial)
+    ModelCard(text).save(partial)
     os.replace(partial, folder / "README.md")
 
 

@@ -8,8 +8,8 @@ accelerate launch scripts/pretrain_mae.py --backbone vit-base --dataset_name ILS
 from functools import partial
 
 from hf_ssl import MAEConfig, MAEForPreTraining
-from hf_ssl.cli import build_model, parse_arguments
-from hf_ssl.data import ImageDecoder, RandomResizedCropAndFlip, image_processor, image_rows, load_split
+from hf_ssl.cli import build_model, image_data, parse_arguments, view_size
+from hf_ssl.data import RandomResizedCropAndFlip, image_processor
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation.pictures import save_reconstructions
 from hf_ssl.hub import finish_run
@@ -47,15 +47,11 @@ RECIPES = {
 
 def main():
     config, args = parse_arguments(MAEConfig, RECIPES, __doc__)
-    size, channels = config.backbone_config.image_size, config.backbone_config.num_channels
+    size, channels = view_size(config, args), config.backbone_config.num_channels
     processor = image_processor(size, channels)
-    # the only augmentation
-    view = RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std, scale=(args.min_crop_scale, 1.0))
-    rows = load_split(
-        args.dataset_name, args.train_split, config_name=args.dataset_config_name, streaming=args.streaming
-    )
-    rows, column = image_rows(rows, args.image_column)
-    rows, decoder = rows.select_columns([column]), ImageDecoder(column, channels, view)
+    scale = (args.min_crop_scale or 0.2, 1.0)
+    view = RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std, scale)  # the only augmentation
+    rows, decoder = image_data(args, channels, view)
     run = train(build_model(MAEForPreTraining, config, args), rows, decoder, args)
     finish_run(run, processor, {"reconstructions": partial(save_reconstructions, run.model, rows, decoder, processor)})
 

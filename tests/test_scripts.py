@@ -12,9 +12,10 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from methods.tester import TINY_RESNET
 from processes import launch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForPreTraining
+from transformers import AutoModel, AutoModelForPreTraining, ResNetConfig, ResNetModel
 
 import hf_ssl
 from hf_ssl.data import load_split
@@ -121,6 +122,78 @@ def test_the_whole_model_comes_back(release):
     )
     trained = load_file(folder / "checkpoints/step_30/model.safetensors")
     assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+
+
+WITHOUT_HF_SSL = """
+import sys
+sys.modules["hf_ssl"] = None
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, ResNetBackbone, pipeline
+folder, trust = sys.argv[1], {"trust_remote_code": True} if sys.argv[2] == "trust" else {}
+model, report = AutoModel.from_pretrained(folder, output_loading_info=True, **trust)
+assert type(model).__name__ == sys.argv[3] and not any(report.values()), (type(model), report)
+image = torch.randint(0, 255, (3, 40, 30), dtype=torch.uint8)
+inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+features = model(**inputs).pooler_output
+assert features.shape == (1, 16 if not trust else 256, 1, 1)
+assert torch.equal(features, AutoModel.from_pretrained(folder, **trust)(**inputs).pooler_output)
+classifier, report = AutoModelForImageClassification.from_pretrained(folder, num_labels=3, output_loading_info=True, **trust)
+assert {key.split(".")[0] for key in report["missing_keys"]} == {"classifier"}, report
+assert classifier(**inputs).logits.shape == (1, 3)
+if not trust:
+    maps = ResNetBackbone.from_pretrained(folder, out_indices=[1, 2])(**inputs).feature_maps  # for detectors
+    assert [m.shape[1] for m in maps] == [8, 16]
+extract = pipeline("image-feature-extraction", model=folder, **trust)
+"""
+
+
+def test_moco_from_any_encoder_leaves_a_native_release(pictures, tmp_path):
+    """Begun from a folder with a ResNetModel; the key encoder begins equal; the release loads without hf_ssl."""
+    ResNetModel(ResNetConfig(**TINY_RESNET)).save_pretrained(tmp_path / "resnet")
+    folder = tmp_path / "moco"
+    arguments = ["--dataset_name", pictures, "--image_size", 32, "--per_device_train_batch_size", 32]
+    arguments += ["--config_overrides", "queue_size=64", "--backbone", tmp_path / "resnet"]
+    code, out, err = run("pretrain_moco.py", *arguments, "--output_dir", folder, "--max_steps", 3)
+    assert code == 0 and "| Pretrained |" in out, err
+    card = (folder / "README.md").read_text()
+    assert "images/views.png" in card and (folder / "images/views.png").is_file() and "{{" not in card
+    command = [sys.executable, "-c", WITHOUT_HF_SSL, str(folder), "plain", "ResNetModel"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    code, _, err = run(
+        "pretrain_moco.py",
+        *arguments[:-1],
+        folder,
+        "--learning_rate",
+        0,
+        "--output_dir",
+        tmp_path / "more",
+        "--max_steps",
+        1,
+    )
+    assert code == 0, err
+    one, other = (load_file(path / "pretraining/model.safetensors") for path in (folder, tmp_path / "more"))
+    assert all(torch.equal(one[name], other[name]) for name in one if name.startswith("projector"))
+    code, _, err = run(
+        "pretrain_moco.py", *arguments, "--output_dir", tmp_path / "none", "--per_device_train_batch_size", 33
+    )
+    assert code == 1 and "multiple of batch_norm_group_size=32, found 33" in err and not (tmp_path / "none").exists()
+
+
+def test_simclr_leaves_its_own_resnet_that_brings_its_code(pictures, tmp_path):
+    folder = tmp_path / "simclr"
+    arguments = ["--dataset_name", pictures, "--output_dir", folder, "--max_steps", 2, "--eval_protocols", "knn"]
+    code, out, err = run("pretrain_simclr.py", *arguments)
+    assert code == 0 and "| Pretrained |" in out, err
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", WITHOUT_HF_SSL, str(folder), "trust", "SSLResNetModel"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "trust_remote_code=True" in (folder / "README.md").read_text()
+    assert (
+        type(AutoModel.from_pretrained(folder)) is hf_ssl.SSLResNetModel
+    )  # after `import hf_ssl` there is nothing to trust
 
 
 def test_training_goes_on_from_a_release(release, pictures, tmp_path):

@@ -6,31 +6,61 @@ import random
 import re
 import resource
 import time
+import warnings
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from methods.tester import TINY_VIT
+from methods.tester import TINY_RESNET, TINY_VIT
 from processes import Failed, launch
 from safetensors.torch import load_file
 
-from hf_ssl import MAEConfig, MAEForPreTraining
+import hf_ssl
+from hf_ssl import (
+    MAEConfig,
+    MAEForPreTraining,
+    MoCoConfig,
+    MoCoForPreTraining,
+    SimCLRConfig,
+    SimCLRForPreTraining,
+)
 from hf_ssl.checkpoints import find_checkpoint, find_damage, list_checkpoints
-from hf_ssl.data import DataError, ImageDecoder, RandomResizedCropAndFlip, TrainLoader, image_rows, load_split
+from hf_ssl.data import (
+    TWO_VIEWS,
+    DataError,
+    ImageDecoder,
+    RandomResizedCropAndFlip,
+    TrainLoader,
+    TwoViews,
+    image_rows,
+    load_split,
+)
 from hf_ssl.errors import InputError
 from hf_ssl.health import RepresentationCollapseWarning
 from hf_ssl.methods._base import SSLOutput
 from hf_ssl.training import TrainingArguments, train
 
 STEPS = 24
+SAMPLES = Path(hf_ssl.__file__).parent / "data/samples/images"
 TINY = dict(
     backbone_config=TINY_VIT | {"hidden_dropout_prob": 0.1}, decoder_hidden_size=16, decoder_num_hidden_layers=1,
     decoder_num_attention_heads=2, decoder_intermediate_size=32,
 )  # fmt: skip
 
 
-def pretrain(data, output_dir, model_class=MAEForPreTraining, **changes):
+TINY_MOCO = dict(backbone_config=TINY_RESNET, queue_size=40, projection_size=16, momentum=0.9, batch_norm_group_size=4)
+TINY_SIMCLR = dict(backbone_config=TINY_RESNET, projection_size=16, temperature=0.5)
+CONFIGS = {MAEConfig: TINY, MoCoConfig: TINY_MOCO, SimCLRConfig: TINY_SIMCLR}
+SGD = dict(optim="sgd", weight_decay=1e-4, learning_rate=1.0)
+LARS = dict(optim="lars", weight_decay=1e-6, learning_rate=30.0)
+CONTRASTIVE = {
+    "moco": dict(model_class=MoCoForPreTraining, views="moco_v2", **SGD),
+    "simclr": dict(model_class=SimCLRForPreTraining, views="simclr", **LARS),
+}
+
+
+def pretrain(data, output_dir, model_class=MAEForPreTraining, config=None, **changes):
     """One run on `data`; returns its history."""
     settings = dict(
         output_dir=str(output_dir), dataset_name=str(data), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=0.05,
@@ -38,9 +68,13 @@ def pretrain(data, output_dir, model_class=MAEForPreTraining, **changes):
     )  # fmt: skip
     args = TrainingArguments(**settings | changes)
     rows, column = image_rows(load_split(args.dataset_name, streaming=args.streaming))
-    view = RandomResizedCropAndFlip(16, [0.5], [0.5])
+    if model_class.config_class is MAEConfig:
+        view = RandomResizedCropAndFlip(16, [0.5], [0.5])
+    else:
+        view = TwoViews(16, [0.5], [0.5], **TWO_VIEWS[args.views])
     torch.manual_seed(args.seed)
-    return train(model_class(MAEConfig(**TINY)), rows, ImageDecoder(column, 3, view), args).history
+    config = model_class.config_class(**CONFIGS[model_class.config_class] | (config or {}))
+    return train(model_class(config), rows, ImageDecoder(column, 3, view), args).history
 
 
 def weights(output_dir, step=STEPS):
@@ -70,6 +104,20 @@ def test_killed_run_goes_on_bitwise(shards, tmp_path, streaming, workers, proces
             codes
         )  # -15: before it was ready
         assert not (tmp_path / f"killed/checkpoints/step_{STEPS}").exists(), "the kill came too late to test anything"
+    [resumed, *_] = launch(_pretrain, shards, tmp_path / "killed", resume, processes=processes)
+    assert same_weights(tmp_path / "whole", tmp_path / "killed") and resumed == history
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("method", CONTRASTIVE)
+def test_killed_contrastive_run_goes_on_bitwise(shards, tmp_path, method, processes):
+    """Key encoder, queue, batch statistics and momenta too."""
+    options = CONTRASTIVE[method]
+    [history, *_] = launch(_pretrain, shards, tmp_path / "whole", options, processes=processes)
+    resume = options | {"resume_from_checkpoint": "auto"}
+    moment = after_step(tmp_path / "killed", 9, 0.02)
+    codes = launch(_pretrain, shards, tmp_path / "killed", resume, processes=processes, kill_when=moment)
+    assert set(codes) == {-9} and not (tmp_path / f"killed/checkpoints/step_{STEPS}").exists()
     [resumed, *_] = launch(_pretrain, shards, tmp_path / "killed", resume, processes=processes)
     assert same_weights(tmp_path / "whole", tmp_path / "killed") and resumed == history
 
@@ -117,6 +165,17 @@ def test_two_processes_train_as_one(shards, tmp_path):
             ):  # its true gradient is 0, and AdamW scales up the rounding
                 continue
             torch.testing.assert_close(weights(tmp_path / name)[key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", CONTRASTIVE)
+def test_two_processes_train_a_contrastive_model_as_one(shards, tmp_path, method):
+    """Negatives, queue, batch statistics, views and shuffling included; to rounding, which batch norm amplifies."""
+    options = CONTRASTIVE[method] | {"max_steps": 8, "save_steps": 8, "logging_steps": 1}
+    one = launch(_pretrain, shards, tmp_path / "one", options | {"per_device_train_batch_size": 16})[0]
+    two = launch(_pretrain, shards, tmp_path / "two", options, processes=2)[0]
+    assert [e["loss"] for e in two] == pytest.approx([e["loss"] for e in one], rel=1e-4)
+    for key, value in weights(tmp_path / "one", 8).items():
+        torch.testing.assert_close(weights(tmp_path / "two", 8)[key], value, rtol=1e-3, atol=1e-3)
 
 
 class _WithoutDropout(MAEForPreTraining):
@@ -280,6 +339,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(shards, tmp_path):
 def test_collapse_is_warned_of_by_name(shards, tmp_path):
     with pytest.warns(RepresentationCollapseWarning, match="likely causes"):
         pretrain(shards, tmp_path, model_class=_Constant)
+
+
+@pytest.mark.parametrize(
+    "broken", [{"momentum": 0.0}, {"temperature": 1e4}, {}], ids=["momentum", "temperature", "none"]
+)
+def test_collapse_of_a_contrastive_model_is_warned_of(tmp_path, broken):
+    """A key encoder that follows at once, or no contrast between the candidates: all queries become alike."""
+    options = CONTRASTIVE["moco"] | {"weight_decay": 0.1 if broken else 1e-4, "save_steps": 0, "logging_steps": 10}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = pretrain(SAMPLES, tmp_path, config=broken, max_steps=100, per_device_train_batch_size=16, **options)
+    assert any(issubclass(w.category, RepresentationCollapseWarning) for w in caught) == bool(broken), history
+    assert {"projection_std", "alignment", "uniformity"} <= history[-1].keys()
 
 
 class _Constant(MAEForPreTraining):

@@ -3,13 +3,15 @@
 from .images import ImageDecoder, decode_image, image_processor, image_rows
 from .loader import TrainLoader
 from .loading import DataError, load_split
-from .views import RandomResizedCropAndFlip
+from .views import TWO_VIEWS, RandomResizedCropAndFlip, TwoViews
 
 __all__ = [
+    "TWO_VIEWS",
     "DataError",
     "ImageDecoder",
     "RandomResizedCropAndFlip",
     "TrainLoader",
+    "TwoViews",
     "decode_image",
     "image_processor",
     "image_rows",

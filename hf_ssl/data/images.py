@@ -16,6 +16,7 @@ from .loading import DataError, find_column, raw_column
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
 PIL_MODES = {1: "L", 3: "RGB"}
+LARGE_VIEW = 96  # pixels a side from which views are cropped when the images are decoded
 
 
 def image_rows(data, image_column=None):
@@ -49,7 +50,7 @@ def decode_image(value, channels):
         if channels not in PIL_MODES:
             raise ValueError(f"a picture of mode {value.mode} cannot give num_channels={channels}")
         pixels = np.array(value.convert(PIL_MODES[channels]))
-        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
     return _array_to_tensor(np.asarray(value), channels)
 
 
@@ -71,29 +72,36 @@ def _array_to_tensor(array, channels):
     return torch.from_numpy(np.ascontiguousarray(array.astype(np.uint8)))
 
 
-def image_processor(size, channels=3):
+def image_processor(size, channels=3, normalize=True):
     """The evaluation transform as a native image processor that takes grey or colour images of any size.
 
     From 128 pixels on: shorter side to size x 256 / 224, then the centre, as the papers do on ImageNet; below, images
-    are resized to size x size. Three channels are normalised by ImageNet's statistics, others to [-1, 1].
+    are resized to size x size. Three channels are normalised by ImageNet's statistics, others to [-1, 1]; with
+    normalize=False pixels stay in [0, 1].
     """
     crop = size >= 128
+    if normalize and channels == 3:
+        mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    else:
+        mean, std = ([0.5] * channels, [0.5] * channels) if normalize else ([0.0] * channels, [1.0] * channels)
     return ViTImageProcessor(
         size={"shortest_edge": round(size * 256 / 224)} if crop else {"height": size, "width": size},
         do_center_crop=crop,
         crop_size={"height": size, "width": size},
         resample=PILImageResampling.BICUBIC,
-        image_mean=list(IMAGENET_DEFAULT_MEAN) if channels == 3 else [0.5] * channels,
-        image_std=list(IMAGENET_DEFAULT_STD) if channels == 3 else [0.5] * channels,
+        do_normalize=normalize,
+        image_mean=mean,
+        image_std=std,
         do_convert_rgb=channels == 3,
     )
 
 
 class ImageDecoder:
-    """Rows of an image column to the input of a view: padded uint8 images, crop boxes and seeds.
+    """Rows of an image column to the input of a view: uint8 images, crop boxes and seeds.
 
-    Crops are made later, on the device, by the view; only images of more than four times a view's area, or very
-    long ones, are cropped here, so that a batch of photographs does not travel in full.
+    Small crops are made later, on the device, by the view. For views of LARGE_VIEW pixels on, and from images of more
+    than four times a view's area, or very long ones, they are made here, so that photographs do not travel in full. What
+    is done with an image does not depend on the others in its batch.
     """
 
     def __init__(self, column, channels, view):
@@ -103,20 +111,35 @@ class ImageDecoder:
         return decode_image(row[self.column], self.channels)
 
     def collate(self, images, sample_seeds):
+        """images: (N, 1, C, H, W), shared by the V views, or (N, V, C, H, W), padded to one size. boxes: (N, V, 4), left
+        out if all images are crops of the view's size."""
         heights = torch.tensor([image.shape[1] for image in images])
         widths = torch.tensor([image.shape[2] for image in images])
-        boxes = self.view.boxes(sample_seeds, heights, widths)  # (N, 4)
+        boxes = self.view.boxes(sample_seeds, heights, widths)  # (N, V, 4)
         size = self.view.size
-        large = (heights * widths > 4 * size**2) | (torch.maximum(heights, widths) > 8 * size)
-        for i in large.nonzero().flatten().tolist():
-            top, left, height, width = boxes[i].tolist()
-            crop = images[i][None, :, top : top + height, left : left + width]
-            images[i] = F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True)[0]
-            boxes[i] = torch.tensor([0, 0, size, size])
-        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-        if any(image.shape[1:] != (height, width) for image in images):
-            images = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+        large = (heights * widths > 4 * size**2) | (torch.maximum(heights, widths) > 8 * size) | (size >= LARGE_VIEW)
+        images = [
+            self._crops(image, image_boxes) if crop else image[None]
+            for image, image_boxes, crop in zip(images, boxes.tolist(), large.tolist(), strict=True)
+        ]
+        if large.all():
+            return {"images": torch.stack(images), "sample_seeds": sample_seeds}
+        boxes[large] = torch.tensor([0, 0, size, size])
+        count, height, width = (max(image.shape[axis] for image in images) for axis in (0, 2, 3))
+        for i, image in enumerate(images):
+            if image.shape[2:] != (height, width):
+                image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
+            images[i] = image.expand(count, -1, -1, -1)
         return {"images": torch.stack(images), "boxes": boxes, "sample_seeds": sample_seeds}
+
+    def _crops(self, image, boxes):
+        """(V, C, size, size) of an image (C, H, W)."""
+        crops = []
+        for top, left, height, width in boxes:
+            crop = image[None, :, top : top + height, left : left + width]
+            crop = crop.contiguous(memory_format=torch.channels_last)  # what `interpolate` has a fast path for
+            crops.append(F.interpolate(crop, self.view.size, mode=self.view.interpolation, antialias=True))
+        return torch.cat(crops)
 
 
 __all__ = ["IMAGE_COLUMNS", "LABEL_COLUMNS", "ImageDecoder", "decode_image", "image_processor", "image_rows"]

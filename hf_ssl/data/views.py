@@ -6,14 +6,20 @@ is made in. Each operation equals torchvision's on fixed parameters, and the par
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
+import torch.nn.functional as F
 
 from ..methods._random import fold_in, uniform
 
-CROP_STREAM, FLIP_STREAM = 101, 102  # separate the draws of the operations
+CROP_STREAM, FLIP_STREAM, JITTER_STREAM, GREY_STREAM, BLUR_STREAM, SOLARIZE_STREAM = range(101, 107)
+VIEW_STREAM = 201  # of the first of two views, the second has the next
 ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+BLUR_SIGMA = (0.1, 2.0)  # pixels
+FAR = 1e6  # pixels: where nothing has weight
+CHUNK = 2**20  # values that are augmented together on a CPU, so that they stay in its cache
 
 
 def random_crop_boxes(seeds, heights, widths, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
@@ -38,28 +44,145 @@ def random_crop_boxes(seeds, heights, widths, scale=(0.2, 1.0), ratio=(3 / 4, 4 
     return torch.cat([top, left, h, w], dim=1).long()
 
 
-def _resize_weights(start, length, in_size, out_size):
-    """Antialiased bicubic interpolation from pixels start .. start + length: (N, out_size, in_size), rows sum to 1."""
-    start, length = start[:, None, None].float(), length[:, None, None].float()
+def _bilinear(x):
+    return x.neg_().add_(1).clamp_(min=0)
+
+
+def _bicubic(x):
+    """PIL's and torchvision's, with a = -0.5: (3 x - 5) x^2 / 2 + 1 below 1, ((5 - x) x - 8) x / 2 + 2 from there to 2."""
+    near, far = (1 - x).clamp_(min=0), x.neg_().add_(2).clamp_(min=0)
+    return near.square().mul_(1 - 2 * near).add_(far.square().mul_(far.sub_(1)), alpha=0.5)
+
+
+INTERPOLATIONS = {"bilinear": _bilinear, "bicubic": _bicubic}  # weight at distance x
+
+
+def _resize_weights(start, length, in_size, out_size, interpolation, flip=None):
+    """Antialiased interpolation from pixels start .. start + length: (N, out_size, in_size), rows sum to 1."""
+    start, length = start[:, None].float(), length[:, None].float()
     stretch = length / out_size
-    support = stretch.clamp(min=1.0)
-    centre = (torch.arange(out_size, device=start.device)[:, None] + 0.5) * stretch  # (N, out_size, 1)
-    pixel = torch.arange(in_size, device=start.device) - start  # (N, 1, in_size), relative to the crop
-    x = ((pixel + 0.5 - centre) / support).abs()
-    a = -0.5  # as PIL and torchvision's antialiased bicubic
-    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
-    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-    weights = torch.where((pixel >= 0) & (pixel < length), weights, 0.0)
-    return weights / weights.sum(-1, keepdim=True)
-
-
-def resized_crop(images, boxes, size, flip=None):
-    """Cut each image's box out and resize it to size x size: images (N, C, H, W) float, boxes (N, 4), flip (N,) bool."""
-    rows = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[2], size)  # (N, size, H)
-    columns = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[3], size)  # (N, size, W)
+    place = torch.arange(out_size, device=start.device)  # (out_size,)
     if flip is not None:
-        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    return rows[:, None] @ images @ columns.transpose(1, 2)[:, None]  # (N, C, size, size)
+        place = torch.where(flip[:, None], out_size - 1 - place, place)  # (N, out_size)
+    centre = (place + 0.5) * stretch
+    pixel = torch.arange(in_size, device=start.device) - start  # (N, in_size), relative to the crop
+    pixel = torch.where((pixel >= 0) & (pixel < length), pixel + 0.5, FAR)
+    x = (pixel[:, None] - centre[:, :, None]).div_(stretch.clamp(min=1.0)[:, None]).abs_()  # (N, out_size, in_size)
+    weights = INTERPOLATIONS[interpolation](x)
+    return weights.div_(weights.sum(-1, keepdim=True))
+
+
+def resized_crop(images, boxes, size, flip=None, interpolation="bicubic"):
+    """Cut each image's box out and resize it to size x size: images (N, C, H, W) float, boxes (N, 4), flip (N,) bool."""
+    n, c, h, w = images.shape
+    rows = _resize_weights(boxes[:, 0], boxes[:, 2], h, size, interpolation)  # (N, size, H)
+    columns = _resize_weights(boxes[:, 1], boxes[:, 3], w, size, interpolation, flip)  # (N, size, W)
+    images = images.reshape(n, c * h, w) @ columns.transpose(1, 2)  # (N, C H, size)
+    return rows[:, None] @ images.view(n, c, h, size)  # (N, C, size, size)
+
+
+def _apply_to(chosen, function, pixels, *parameters):
+    """`function(pixels, *parameters)` in the rows where `chosen`, pixels as they are in the others; may change them."""
+    if pixels.device.type != "cpu":  # all rows: to count the chosen ones, the host would have to wait for the device
+        return torch.where(chosen[:, None, None, None], function(pixels, *parameters), pixels)
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) == 0:
+        return pixels
+    changed = function(pixels.index_select(0, rows), *(parameter[rows] for parameter in parameters))
+    return pixels.index_copy_(0, rows, changed)
+
+
+def _crop_and_flip(images, boxes, size, flip, interpolation):
+    """uint8 images (N, C, H, W) to pixels (N, C, size, size) in [0, 1]. boxes: None if the images are crops already."""
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # crops come channels-last
+    if boxes is None:
+        return _apply_to(flip, lambda chosen: chosen.flip(-1), pixels)
+    return resized_crop(pixels, boxes, size, flip, interpolation).clamp_(0, 1)
+
+
+def _grey(pixels):
+    """(N, 1, H, W): torchvision's luma, or the mean of other than three channels."""
+    if pixels.shape[1] != 3:
+        return pixels.mean(1, keepdim=True)
+    red, green, blue = pixels.split(1, dim=1)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def _blend(pixels, operation, factor):
+    """One of brightness, contrast and saturation: a blend with black, the image's mean grey, or each pixel's grey.
+
+    operation, factor: (N,). With factor 1 nothing changes. In place.
+    """
+    operation, factor = operation[:, None, None, None], factor[:, None, None, None]
+    grey = _grey(pixels)
+    mean_grey = grey.mean(dim=(1, 2, 3), keepdim=True)
+    mean_grey *= (1 - factor) * (operation == CONTRAST)
+    grey.mul_((1 - factor) * (operation == SATURATION)).add_(mean_grey)
+    return pixels.mul_(factor).add_(grey).clamp_(0, 1)
+
+
+def adjust_hue(pixels, shift):
+    """Turn the hue by `shift` (N,) in [-0.5, 0.5] of the circle, keeping the HSV value and saturation. In place.
+
+    In sextants and with chroma C = max - min, the hue's distance from red is 1 + (G + B - R - min) / C, on the side of
+    green if G > B; a channel is min + C clamp(2 - distance of the hue from the channel's own, 0, 1).
+    """
+    red, green, blue = pixels.split(1, dim=1)  # (N, 1, H, W)
+    high = torch.maximum(red, green)
+    low = torch.minimum(red, green)
+    torch.maximum(high, blue, out=high), torch.minimum(low, blue, out=low)
+    chroma = high.sub_(low)
+    hue = (green + blue).sub_(red).sub_(low).div_(chroma + 1e-20).add_(1).copysign_(green - blue)  # -3 to 3
+    turn = 6 * shift[:, None] - torch.arange(0, 6, 2, device=shift.device)  # (N, 3), from each channel's own hue
+    turn = (turn + 3).remainder(6) - 3
+    torch.add(hue, turn[:, :, None, None], out=pixels)  # -6 to 6: its distance from 0 on the circle is 3 - ||x| - 3|
+    low.sub_(chroma)
+    return pixels.abs_().sub_(3).abs_().clamp_(1, 2).mul_(chroma).add_(low)
+
+
+def color_jitter(pixels, factors, turns):
+    """torchvision's ColorJitter for a batch, each image with its own factors and order. In place.
+
+    factors: (N, 4) of brightness, contrast, saturation and hue. turns: (N, 4), the smallest goes first. Without three
+    channels there is neither saturation nor hue.
+    """
+    others = turns[:, :HUE].argsort(dim=1)  # (N, 3): brightness, contrast and saturation in their order
+    factor = factors.gather(1, others)
+    early = turns.gather(1, others) < turns[:, HUE:]  # (N, 3): before the hue
+    if pixels.shape[1] != 3:
+        factor, early = torch.where(others == SATURATION, 1.0, factor), torch.zeros_like(early)
+    else:
+        for i in range(HUE):
+            _blend(pixels, others[:, i], torch.where(early[:, i], factor[:, i], 1.0))
+        adjust_hue(pixels, factors[:, HUE])
+    for i in range(HUE):
+        _blend(pixels, others[:, i], torch.where(early[:, i], 1.0, factor[:, i]))
+    return pixels
+
+
+def grayscale(pixels, chosen):
+    """The chosen (N,) images in grey, of three channels only. In place."""
+    if pixels.shape[1] != 3:
+        return pixels
+    chosen = chosen[:, None, None, None]
+    grey = _grey(pixels).mul_(chosen)
+    return pixels.mul_(~chosen).add_(grey)
+
+
+def gaussian_blur(pixels, sigma, kernel_size):
+    """torchvision's: with an odd kernel_size and reflected borders; sigma (N,)."""
+    groups, radius = pixels.shape[0] * pixels.shape[1], kernel_size // 2
+    distance = torch.arange(-radius, radius + 1, device=pixels.device)
+    kernel = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(pixels.shape[1], dim=0)[:, None, None]
+    blurred = F.pad(pixels, (radius,) * 4, mode="reflect").flatten(0, 1)[None]  # (1, N C, ...), kernel (N C, 1, 1, K)
+    blurred = F.conv2d(F.conv2d(blurred, kernel, groups=groups), kernel.transpose(2, 3), groups=groups)
+    return blurred.view_as(pixels)
+
+
+def solarize(pixels, chosen):
+    """Invert what is brighter than 0.5 in the chosen (N,) images."""
+    return torch.minimum(pixels, torch.where(chosen, 1.0, math.inf)[:, None, None, None] - pixels)
 
 
 @dataclass
@@ -75,16 +198,124 @@ class RandomResizedCropAndFlip:
     std: list[float]
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation = "bicubic"
 
     def boxes(self, sample_seeds, heights, widths):
-        return random_crop_boxes(fold_in(sample_seeds, CROP_STREAM), heights, widths, self.scale, self.ratio)
+        """(N, 1, 4): a crop for each image."""
+        seeds = fold_in(sample_seeds, CROP_STREAM)
+        return random_crop_boxes(seeds, heights, widths, self.scale, self.ratio)[:, None]
 
-    def __call__(self, images, boxes, sample_seeds):
-        """uint8 images (N, C, H, W) and their boxes (N, 4) to the model's batch."""
+    def __call__(self, images, sample_seeds, boxes=None):
+        """uint8 images (N, 1, C, H, W) and their boxes (N, 1, 4), None for crops, to the model's batch."""
+        boxes = None if boxes is None else boxes[:, 0]
         flip = uniform(fold_in(sample_seeds, FLIP_STREAM), 1)[:, 0] < 0.5
-        pixels = resized_crop(images.float().div_(255), boxes, self.size, flip).clamp_(0, 1)
+        pixels = _crop_and_flip(images[:, 0], boxes, self.size, flip, self.interpolation)
         mean, std = _constants(tuple(self.mean), tuple(self.std), pixels.device)
         return {"pixel_values": pixels.sub_(mean).div_(std), "sample_seeds": sample_seeds}
+
+
+@dataclass
+class TwoViews:
+    """Two augmentations of each image for methods that compare them; TWO_VIEWS has the papers'.
+
+    size, scale, ratio, mean, std: as above. interpolation: "bilinear" or "bicubic". color_jitter: ranges of brightness,
+    contrast, saturation and hue as torchvision's ColorJitter takes them, all multiplied by jitter_strength.
+    Deviations: the blur is torchvision's, with a kernel of a tenth of the size and reflected borders, where MoCo's is
+    PIL's and SimCLR's has zeros around; contrast turns around the mean grey, where SimCLR's turns around each channel's.
+    """
+
+    size: int
+    mean: list[float]
+    std: list[float]
+    scale: tuple[float, float]
+    interpolation: str
+    color_jitter: tuple[float, float, float, float]
+    jitter_probability: float
+    grayscale_probability: float
+    blur_probability: float
+    solarize_probability: float = 0.0
+    jitter_strength: float = 1.0
+    grayscale_first: bool = False
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def boxes(self, sample_seeds, heights, widths):
+        """(N, 2, 4): two crops of each image."""
+        seeds = [fold_in(view_seeds, CROP_STREAM) for view_seeds in self._seeds(sample_seeds)]
+        return torch.stack([random_crop_boxes(s, heights, widths, self.scale, self.ratio) for s in seeds], dim=1)
+
+    def __call__(self, images, sample_seeds, boxes=None):
+        """uint8 images (N, 1 or 2, C, H, W) and their boxes (N, 2, 4), None for crops, to the model's batch."""
+        views = []
+        for i, seeds in enumerate(self._seeds(sample_seeds)):
+            source = images[:, min(i, images.shape[1] - 1)]  # both views crop the same image, or each has its own
+            views.append(self._view(source, None if boxes is None else boxes[:, i], self._draw(seeds)))
+        return {"pixel_values": views[0], "pixel_values_2": views[1], "sample_seeds": sample_seeds}
+
+    def _seeds(self, sample_seeds):
+        return fold_in(sample_seeds, VIEW_STREAM), fold_in(sample_seeds, VIEW_STREAM + 1)
+
+    def _draw(self, seeds):
+        """One view's parameters, (N, ...) each: flip, factors and turns of the jitter, grey, blur, its sigma, solarize."""
+        flip, grey, solar = (uniform(fold_in(seeds, s), 1)[:, 0] for s in (FLIP_STREAM, GREY_STREAM, SOLARIZE_STREAM))
+        jitter, blur = uniform(fold_in(seeds, JITTER_STREAM), 9), uniform(fold_in(seeds, BLUR_STREAM), 2)
+        *spread, hue = (self.jitter_strength * value for value in self.color_jitter)
+        ranges = [(max(0.0, 1 - value), 1 + value, 1.0) for value in spread] + [(-hue, hue, 0.0)]
+        jittered = jitter[:, 8] < self.jitter_probability
+        factors = [  # what changes nothing where there is no jitter
+            torch.where(jittered, low + (high - low) * jitter[:, i], identity)
+            for i, (low, high, identity) in enumerate(ranges)
+        ]
+        sigma = BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * blur[:, 1]
+        return (
+            flip < 0.5, torch.stack(factors, dim=1), jitter[:, 4:8], grey < self.grayscale_probability,
+            blur[:, 0] < self.blur_probability, sigma, solar < self.solarize_probability,
+        )  # fmt: skip
+
+    def _view(self, images, boxes, draws):
+        """uint8 images (N, C, H, W) to one view of each, (N, C, size, size)."""
+        n, c = images.shape[:2]
+        mean, std = _constants(tuple(self.mean), tuple(self.std), images.device)
+        view = torch.empty(n, c, self.size, self.size, device=images.device)
+        step = max(1, CHUNK // view[0].numel()) if images.device.type == "cpu" else n
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
+            pixels = self._augment(images[rows], None if boxes is None else boxes[rows], *(d[rows] for d in draws))
+            torch.sub(pixels, mean, out=view[rows]).div_(std)
+        return view
+
+    def _augment(self, images, boxes, flip, factors, turns, grey, blurred, sigma, solarized):
+        pixels = _crop_and_flip(images, boxes, self.size, flip, self.interpolation)
+        if self.grayscale_first:
+            pixels = grayscale(pixels, grey)
+        if self.jitter_probability:
+            pixels = color_jitter(pixels, factors, turns)
+        if not self.grayscale_first:
+            pixels = grayscale(pixels, grey)
+        if self.blur_probability:
+            kernel_size = max(3, 2 * (self.size // 20) + 1)  # a tenth of the size
+            pixels = _apply_to(blurred, partial(gaussian_blur, kernel_size=kernel_size), pixels, sigma)
+        if self.solarize_probability:
+            pixels = solarize(pixels, solarized)
+        return pixels
+
+
+# https://github.com/facebookresearch/moco, main_moco.py
+MOCO_V1 = dict(
+    scale=(0.2, 1.0), interpolation="bilinear", grayscale_probability=0.2, grayscale_first=True,
+    color_jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, blur_probability=0.0,
+)  # fmt: skip
+MOCO_V2 = dict(
+    scale=(0.2, 1.0), interpolation="bilinear", color_jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8,
+    grayscale_probability=0.2, blur_probability=0.5,
+)  # fmt: skip
+
+
+# https://arxiv.org/abs/2002.05709, appendix A, and https://github.com/google-research/simclr, data_util.py
+SIMCLR = dict(
+    scale=(0.08, 1.0), interpolation="bicubic", color_jitter=(0.8, 0.8, 0.8, 0.2), jitter_probability=0.8,
+    grayscale_probability=0.2, blur_probability=0.5,
+)  # fmt: skip
+TWO_VIEWS = {"moco_v1": MOCO_V1, "moco_v2": MOCO_V2, "simclr": SIMCLR}
 
 
 @lru_cache

@@ -1,5 +1,5 @@
-"""Pictures for the card: loss, reconstructions, nearest neighbours and t-SNE. matplotlib and scikit-learn are imported
-when one is drawn."""
+"""Pictures for the card: loss, reconstructions, views, nearest neighbours and t-SNE. matplotlib and scikit-learn are
+imported when one is drawn."""
 
 from pathlib import Path
 
@@ -32,12 +32,17 @@ def save_reconstructions(model, rows, decoder, processor, path, count=8):
     noise = torch.rand(len(images), model.grid**2, generator=torch.Generator().manual_seed(0)).to(model.device)
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std))
     batches = (pixel_values, *model.reconstruct(pixel_values, noise=noise))
-    figure, axes = _pyplot().subplots(3, len(images), figsize=(len(images), 3.2), squeeze=False)
-    for line, name, batch in zip(axes, ("original", "masked", "reconstructed"), batches, strict=True):
-        line[0].set_ylabel(name)
-        for axis, pixels in zip(line, (batch.cpu() * std + mean).clamp(0, 1).mul(255).byte(), strict=True):
-            _show(axis, pixels, "white")
-    _save(figure, path, bbox_inches="tight")
+    batches = [_to_uint8(batch, mean, std) for batch in batches]
+    _save_lines(path, ("original", "masked", "reconstructed"), batches)
+
+
+def save_views(rows, decoder, path, count=8):
+    """For methods that compare views: the first `count` rows, and two views of each below it."""
+    images = first_images(rows, decoder.column, decoder.channels, count)
+    batch = decoder.view(**decoder.collate(list(images), torch.arange(len(images))))
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (decoder.view.mean, decoder.view.std))
+    views = [_to_uint8(batch[name], mean, std) for name in ("pixel_values", "pixel_values_2")]
+    _save_lines(path, ("original", "view 1", "view 2"), [images, *views])
 
 
 def choose_queries(labels, seed, queries=QUERIES):
@@ -117,6 +122,20 @@ def _pyplot():
     return plt
 
 
+def _to_uint8(pixel_values, mean, std):
+    return (pixel_values.cpu() * std + mean).clamp(0, 1).mul(255).byte()
+
+
+def _save_lines(path, names, lines):
+    """Lines of pictures, uint8 (C, H, W) each, one below the other with its name at the left."""
+    figure, axes = _pyplot().subplots(len(lines), len(lines[0]), figsize=(len(lines[0]), 3.2), squeeze=False)
+    for line_axes, name, line in zip(axes, names, lines, strict=True):
+        line_axes[0].set_ylabel(name)
+        for axis, image in zip(line_axes, line, strict=True):
+            _show(axis, image, "white")
+    _save(figure, path, bbox_inches="tight")
+
+
 def _show(axis, image, colour):
     pixels = image.permute(1, 2, 0).numpy()
     pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
@@ -132,4 +151,12 @@ def _save(figure, path, **arguments):
     _pyplot().close(figure)
 
 
-__all__ = ["choose_queries", "neighbour_rows", "save_loss", "save_neighbours", "save_reconstructions", "save_tsne"]
+__all__ = [
+    "choose_queries",
+    "neighbour_rows",
+    "save_loss",
+    "save_neighbours",
+    "save_reconstructions",
+    "save_tsne",
+    "save_views",
+]
