@@ -19,7 +19,7 @@ ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 BLUR_SIGMA = (0.1, 2.0)  # pixels
 FAR = 1e6  # pixels: where nothing has weight
-CHUNK = 2**20  # values that are augmented together on a CPU, so that they stay in its cache
+CHUNK = 3 * 2**19  # values augmented together on a CPU, to stay in its cache: ten colour views of 224 pixels
 
 
 def random_crop_boxes(seeds, heights, widths, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
@@ -240,22 +240,21 @@ class TwoViews:
 
     def boxes(self, sample_seeds, heights, widths):
         """(N, 2, 4): two crops of each image."""
-        seeds = [fold_in(view_seeds, CROP_STREAM) for view_seeds in self._seeds(sample_seeds)]
+        seeds = [fold_in(fold_in(sample_seeds, VIEW_STREAM + view), CROP_STREAM) for view in range(2)]
         return torch.stack([random_crop_boxes(s, heights, widths, self.scale, self.ratio) for s in seeds], dim=1)
 
     def __call__(self, images, sample_seeds, boxes=None):
         """uint8 images (N, 1 or 2, C, H, W) and their boxes (N, 2, 4), None for crops, to the model's batch."""
         views = []
-        for i, seeds in enumerate(self._seeds(sample_seeds)):
-            source = images[:, min(i, images.shape[1] - 1)]  # both views crop the same image, or each has its own
-            views.append(self._view(source, None if boxes is None else boxes[:, i], self._draw(seeds)))
+        for view in range(2):
+            source = images[:, min(view, images.shape[1] - 1)]  # both views crop the same image, or each has its own
+            draws = self.draw(sample_seeds, view) | ({} if boxes is None else {"boxes": boxes[:, view]})
+            views.append(self._view(source, draws))
         return {"pixel_values": views[0], "pixel_values_2": views[1], "sample_seeds": sample_seeds}
 
-    def _seeds(self, sample_seeds):
-        return fold_in(sample_seeds, VIEW_STREAM), fold_in(sample_seeds, VIEW_STREAM + 1)
-
-    def _draw(self, seeds):
-        """One view's parameters, (N, ...) each: flip, factors and turns of the jitter, grey, blur, its sigma, solarize."""
+    def draw(self, sample_seeds, view):
+        """What is drawn for view 0 or 1 beside its crop: a dict of (N,) or (N, 4), the arguments of `_augment`."""
+        seeds = fold_in(sample_seeds, VIEW_STREAM + view)
         flip, grey, solar = (uniform(fold_in(seeds, s), 1)[:, 0] for s in (FLIP_STREAM, GREY_STREAM, SOLARIZE_STREAM))
         jitter, blur = uniform(fold_in(seeds, JITTER_STREAM), 9), uniform(fold_in(seeds, BLUR_STREAM), 2)
         *spread, hue = (self.jitter_strength * value for value in self.color_jitter)
@@ -265,25 +264,29 @@ class TwoViews:
             torch.where(jittered, low + (high - low) * jitter[:, i], identity)
             for i, (low, high, identity) in enumerate(ranges)
         ]
-        sigma = BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * blur[:, 1]
-        return (
-            flip < 0.5, torch.stack(factors, dim=1), jitter[:, 4:8], grey < self.grayscale_probability,
-            blur[:, 0] < self.blur_probability, sigma, solar < self.solarize_probability,
-        )  # fmt: skip
+        return {
+            "flip": flip < 0.5,
+            "factors": torch.stack(factors, dim=1),
+            "turns": jitter[:, 4:8],
+            "grey": grey < self.grayscale_probability,
+            "blurred": blur[:, 0] < self.blur_probability,
+            "sigma": BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * blur[:, 1],
+            "solarized": solar < self.solarize_probability,
+        }
 
-    def _view(self, images, boxes, draws):
+    def _view(self, images, draws):
         """uint8 images (N, C, H, W) to one view of each, (N, C, size, size)."""
         n, c = images.shape[:2]
         mean, std = _constants(tuple(self.mean), tuple(self.std), images.device)
         view = torch.empty(n, c, self.size, self.size, device=images.device)
-        step = max(1, CHUNK // view[0].numel()) if images.device.type == "cpu" else n
+        step = max(1, CHUNK // (c * self.size**2)) if images.device.type == "cpu" else n
         for start in range(0, n, step):
             rows = slice(start, start + step)
-            pixels = self._augment(images[rows], None if boxes is None else boxes[rows], *(d[rows] for d in draws))
+            pixels = self._augment(images[rows], **{name: value[rows] for name, value in draws.items()})
             torch.sub(pixels, mean, out=view[rows]).div_(std)
         return view
 
-    def _augment(self, images, boxes, flip, factors, turns, grey, blurred, sigma, solarized):
+    def _augment(self, images, flip, factors, turns, grey, blurred, sigma, solarized, boxes=None):
         pixels = _crop_and_flip(images, boxes, self.size, flip, self.interpolation)
         if self.grayscale_first:
             pixels = grayscale(pixels, grey)
