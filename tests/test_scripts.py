@@ -135,7 +135,7 @@ assert type(model).__name__ == sys.argv[3] and not any(report.values()), (type(m
 image = torch.randint(0, 255, (3, 40, 30), dtype=torch.uint8)
 inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
 features = model(**inputs).pooler_output
-assert features.shape == (1, 16 if not trust else 256, 1, 1)
+assert features.shape == (1, 16 if not trust else 128, 1, 1)
 assert torch.equal(features, AutoModel.from_pretrained(folder, **trust)(**inputs).pooler_output)
 classifier, report = AutoModelForImageClassification.from_pretrained(folder, num_labels=3, output_loading_info=True, **trust)
 assert {key.split(".")[0] for key in report["missing_keys"]} == {"classifier"}, report
