@@ -1,9 +1,11 @@
 """The command line of the pretraining scripts: a preset's recipe as defaults, flags on top."""
 
 import difflib
+import json
 import logging
 import sys
 import warnings
+from pathlib import Path
 
 import datasets
 import torch
@@ -12,30 +14,38 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, HfArgumentParser, PreTrainedConfig
 from transformers.utils import cached_file
 
+from .checkpoints import RUN_FILE
 from .data import TWO_VIEWS, ImageDecoder, TwoViews, image_rows, load_split
 from .errors import InputError
 from .evaluation.processes import process_state
 from .training import TrainingArguments
 
+VIEW_ARGUMENTS = ("views", "jitter_strength", "blur_probability", "solarize_probability")
 
-def parse_arguments(config_class, recipes, description=None):
+
+def parse_arguments(config_class, recipes, description=None, unused=()):
     """(config, TrainingArguments) from the command line.
 
     recipes: preset name -> (config values, training values); the first is the default. `--backbone` chooses a preset, a
-    release of the method to go on from (the first preset's training values), or any encoder of transformers, by
-    model_type to begin anew or by Hub id or folder to go on from (the last preset's training values).
+    release of the method to go on from (with its run's training values), or any encoder of transformers, by model_type to
+    begin anew or by Hub id or folder to go on from (with the last preset's). unused: arguments that the script does not
+    read, and refuses.
     """
     set_up_logging()
     parser = HfArgumentParser(TrainingArguments, description=description)
-    parser._option_string_actions["--backbone"].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
+    for name in unused:
+        parser._remove_action(parser._option_string_actions.pop(f"--{name}"))
+    parser._option_string_actions[
+        "--backbone"
+    ].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
     backbone = parser.parse_known_args()[0].backbone or next(iter(recipes))
+    training_values = list(recipes.values())[-1][1]
     if backbone in recipes:
         values, training_values = recipes[backbone]
         config = _checked(lambda: config_class(**values))
     elif (config := _release_config(config_class, backbone)) is not None:
-        training_values = next(iter(recipes.values()))[1]
+        training_values = training_values | _release_values(backbone, recipes)
     else:
-        training_values = list(recipes.values())[-1][1]
         encoder = _encoder_config(backbone, recipes)
         config = _checked(lambda: config_class(backbone_config=encoder))
     parser.set_defaults(**{"backbone": backbone} | training_values)
@@ -46,6 +56,17 @@ def parse_arguments(config_class, recipes, description=None):
             f"The argument {unknown[0]} is unknown: " + (f"did you mean {close[0]}?" if close else "see --help.")
         )
     return override_config(config, args.config_overrides), args
+
+
+def _release_values(name, recipes):
+    """How a release was trained, as far as presets say it; nothing where the release does not tell."""
+    try:
+        file = cached_file(name, RUN_FILE, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        file = None
+    arguments = json.loads(Path(file).read_text())["arguments"] if file else {}
+    named = {key for _, training_values in recipes.values() for key in training_values} - {"output_dir"}
+    return {key: value for key, value in arguments.items() if key in named}
 
 
 def _release_config(config_class, name):
@@ -75,18 +96,20 @@ def _encoder_config(name, recipes):
 
 def build_model(model_class, config, args):
     """The model to train: drawn from the seed, with the weights of the release or encoder that `--backbone` named."""
-    if config.name_or_path:
-        return model_class.from_pretrained(config.name_or_path, subfolder="pretraining", config=config)
+    if name := config.name_or_path:
+        return _checked(lambda: model_class.from_pretrained(name, subfolder="pretraining", config=config))
     torch.manual_seed(args.seed)
     model = _checked(lambda: model_class(config))
     if encoder := config.backbone_config.name_or_path:
-        model.load_encoder(AutoModel.from_pretrained(encoder, dtype=torch.float32))
+        weights = AutoModel.from_pretrained(encoder, dtype=torch.float32)
+        _checked(lambda: model.load_encoder(weights), f"backbone '{encoder}' does not fit config_overrides: ")
     return model
 
 
 def view_size(config, args):
     """The side of a view in pixels."""
     fixed = getattr(config.backbone_config, "image_size", None)
+    fixed = fixed[0] if isinstance(fixed, list | tuple) else fixed
     if fixed and args.image_size and args.image_size != fixed:
         raise InputError(
             f"image_size {args.image_size} does not fit the backbone, which has {fixed}: set "
@@ -97,11 +120,9 @@ def view_size(config, args):
 
 def two_views(args, size, processor):
     """The augmentation that `--views` names, with the changes that other arguments make."""
-    changes = {"jitter_strength": args.jitter_strength, "solarize_probability": args.solarize_probability}
+    changes = {name: getattr(args, name) for name in VIEW_ARGUMENTS[1:] if getattr(args, name) is not None}
     if args.min_crop_scale is not None:
         changes["scale"] = (args.min_crop_scale, 1.0)
-    if args.blur_probability is not None:
-        changes["blur_probability"] = args.blur_probability
     return TwoViews(size, processor.image_mean, processor.image_std, **TWO_VIEWS[args.views] | changes)
 
 
@@ -135,7 +156,7 @@ def override_config(config, overrides):
 def _checked(build, prefix=""):
     try:
         return build()
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(prefix + str(error).strip().split("\n")[-1].strip().removeprefix("ValueError: ")) from error
 
 

@@ -101,10 +101,15 @@ def write_card(folder):
     arguments = run["arguments"]
     name = folder.resolve().name
     dataset = arguments["dataset_name"] = _public_name(arguments["dataset_name"])
+    backbone = arguments["backbone"] or ""
+    begun_from = _public_name(backbone) if "/" in backbone or Path(backbone).exists() else None  # no preset
+    arguments["backbone"] = begun_from or backbone
+    optimizers_own = ("momentum",) if arguments["optim"] == "adamw" else ("adam_beta1", "adam_beta2", "adam_epsilon")
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
-        license="apache-2.0",
+        license=None if begun_from else "apache-2.0",  # weights of others keep their licence
+        base_model=begun_from if begun_from and begun_from.count("/") == 1 else None,
         tags=["self-supervised-learning", "hf_ssl", method],
         datasets=[dataset] if dataset and dataset.count("/") == 1 else None,
         model_name=name,
@@ -117,7 +122,7 @@ def write_card(folder):
         path=str(folder),
         dataset=dataset or "the images that ship with hf_ssl (12,000 of Fashion-MNIST)",
         config=run["config"],
-        arguments={k: v for k, v in arguments.items() if v not in (None, "", "none")},
+        arguments={k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in optimizers_own},
         last=history[-1] if history else {},
         results=results_table(results) if results else None,
         settings=results["settings"] if results else None,

@@ -9,13 +9,14 @@ SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "polynomial
 DROPS = (0.6, 0.8)  # of the run: 120 and 160 of MoCo v1's 200 epochs
 
 
-def build_optimizer(model, learning_rate, args):
+def build_optimizer(model, learning_rate, args, fused=True):
     """`args.optim` over what is trained. AdamW and LARS do not decay vectors, biases and the scales of norms, nor does LARS
-    adapt their rate; SGD treats all weights alike, as MoCo's does."""
+    adapt their rate; SGD treats all weights alike, as MoCo's does. fused: one kernel for all; not for sharded weights.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     if args.optim == "sgd":
         how = {"momentum": args.momentum, "weight_decay": args.weight_decay}
-        return torch.optim.SGD(trained, learning_rate, **how, fused=True)
+        return torch.optim.SGD(trained, learning_rate, **how, fused=fused)
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "adapted": False},
@@ -23,7 +24,7 @@ def build_optimizer(model, learning_rate, args):
     if args.optim == "lars":
         return LARS(groups, learning_rate, args.momentum)
     betas = (args.adam_beta1, args.adam_beta2)
-    return torch.optim.AdamW(groups, learning_rate, betas, args.adam_epsilon, fused=True)
+    return torch.optim.AdamW(groups, learning_rate, betas, args.adam_epsilon, fused=fused)
 
 
 class LARS(torch.optim.Optimizer):

@@ -64,10 +64,11 @@ class TrainingArguments:
     min_crop_scale: float | None = field(
         default=None, metadata={"help": "Smallest part of an image's area that a crop takes; none: the paper's."}
     )
-    views: str = field(default="moco_v2", metadata={"help": f"Augmentation of two views: {', '.join(TWO_VIEWS)}."})
-    jitter_strength: float = field(default=1.0, metadata={"help": "Of two views: multiplies the colour jitter."})
-    blur_probability: float | None = field(default=None, metadata={"help": "Of two views; none: the paper's."})
-    solarize_probability: float = field(default=0.0, metadata={"help": "Of two views."})
+    # of methods that compare two views; the others refuse them
+    views: str | None = field(default=None, metadata={"help": f"Augmentation: one of {', '.join(TWO_VIEWS)}."})
+    jitter_strength: float | None = field(default=None, metadata={"help": "Multiplies the colour jitter; none: 1."})
+    blur_probability: float | None = field(default=None, metadata={"help": "None: the paper's."})
+    solarize_probability: float | None = field(default=None, metadata={"help": "None: 0."})
 
     max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
@@ -111,16 +112,18 @@ class TrainingArguments:
             raise InputError(
                 f"There is nothing to train: max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}."
             )
+        for name, known in (("views", TWO_VIEWS), ("optim", OPTIMIZERS), ("lr_scheduler_type", SCHEDULES)):
+            _check_known(name, getattr(self, name), [None, *known] if name == "views" else known)
         for name, known in (
-            ("views", TWO_VIEWS),
-            ("optim", OPTIMIZERS),
-            ("lr_scheduler_type", SCHEDULES),
             ("report_to", ["none", "all", *(tracker.value for tracker in LoggerType)]),
             ("eval_protocols", ["none", *PROTOCOLS]),
         ):
             for value in getattr(self, name).split(","):
-                if value not in known:
-                    raise InputError(f"{name} '{value}' is unknown: expected one of {', '.join(known)}.")
+                _check_known(name, value, known)
+        if self.image_size is not None and self.image_size < 1:
+            raise InputError(f"image_size must be at least 1, found {self.image_size}.")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must be at least 0 and below 1, found {self.momentum}.")
         if self.min_crop_scale is not None and not 0 < self.min_crop_scale <= 1:
             raise InputError(f"min_crop_scale must be above 0 and at most 1, found {self.min_crop_scale}.")
         for name in ("blur_probability", "solarize_probability"):
@@ -135,8 +138,13 @@ class TrainingArguments:
             "save_steps",
             "dataloader_num_workers",
         ):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
+
+
+def _check_known(name, value, known):
+    if value not in known:
+        raise InputError(f"{name} '{value}' is unknown: expected one of {', '.join(filter(None, known))}.")
 
 
 @dataclass
@@ -177,7 +185,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     checkpoint = claim_output_dir(accelerator, output_dir, model.config, args)
 
     choose_kernels(model, accelerator)
-    optimizer = build_optimizer(model, learning_rate, args)
+    optimizer = build_optimizer(model, learning_rate, args, fused=not _is_sharded(accelerator))
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     core = accelerator.unwrap_model(model)
     for buffer in core.buffers():  # the weights have been sent by `prepare`
@@ -274,7 +282,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     broken = sum(gather_object([loader.broken]))
     if broken and accelerator.is_main_process:
         logger.warning("%d broken rows were skipped among %d.", broken, loader.rows_seen + broken)
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):  # the weights are in pieces
+    if _is_sharded(accelerator):
         weights = accelerator.get_state_dict(model)
         core = type(core)(core.config)
         if accelerator.is_main_process:
@@ -302,9 +310,15 @@ def _count_steps(args, data, total_batch):
 def choose_kernels(model, accelerator):
     """What is fastest on this device: convolutions with the channels of a pixel side by side, everywhere; on CPUs in
     bfloat16 attention as two matrix products, since the fused one's backward takes four times as long."""
-    model.to(memory_format=torch.channels_last)
+    if not _is_sharded(accelerator):  # which wants plain strides
+        model.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         model.set_attn_implementation("eager")
+
+
+def _is_sharded(accelerator):
+    """Whether each process holds a part of every weight."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def _plain_optimizer(accelerator, optimizer):

@@ -271,6 +271,7 @@ def bad_data(folder):
         (["--config_overrides", "mask_ratio=much"], "mask_ratio: could not convert string to float: 'much'"),
         (["--config_overrides", "mask_ratio.x=1"], "config_overrides has no setting 'mask_ratio.x=1'"),
         (["--mask_ratio", "0.5"], "The argument --mask_ratio is unknown"),
+        (["--views", "simclr"], "The argument --views is unknown"),
         (["--backbone", "vit-gigantic"], "backbone 'vit-gigantic' is neither one of"),
         (["--output_dir", "{release}"], "holds another run"),
         (["--resume_from_checkpoint", "./nothing"], "resume_from_checkpoint './nothing' is not a folder"),

@@ -341,12 +341,10 @@ def test_collapse_is_warned_of_by_name(shards, tmp_path):
         pretrain(shards, tmp_path, model_class=_Constant)
 
 
-@pytest.mark.parametrize(
-    "broken", [{"momentum": 0.0}, {"temperature": 1e4}, {}], ids=["momentum", "temperature", "none"]
-)
+@pytest.mark.parametrize("broken", [{"momentum": 0.0}, {}], ids=["momentum", "none"])
 def test_collapse_of_a_contrastive_model_is_warned_of(tmp_path, broken):
-    """A key encoder that follows at once, or no contrast between the candidates: all queries become alike."""
-    options = CONTRASTIVE["moco"] | {"weight_decay": 0.1 if broken else 1e-4, "save_steps": 0, "logging_steps": 10}
+    """A key encoder that follows at once: queries and keys become all alike."""
+    options = CONTRASTIVE["moco"] | {"save_steps": 0, "logging_steps": 10}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         history = pretrain(SAMPLES, tmp_path, config=broken, max_steps=100, per_device_train_batch_size=16, **options)
@@ -414,6 +412,12 @@ def test_trainer_of_transformers_trains_our_models(tmp_path):
     "name, value",
     [
         ("lr_scheduler_type", "cosin"),
+        ("lr_scheduler_type", "cosine,step"),
+        ("optim", "adamw,sgd"),
+        ("views", "moco_v3"),
+        ("image_size", 0),
+        ("momentum", 1.0),
+        ("blur_probability", 2.0),
         ("report_to", "tensorbord"),
         ("eval_protocols", "knnn"),
         ("max_steps", 0),

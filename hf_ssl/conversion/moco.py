@@ -59,7 +59,7 @@ def moco_config(backbone, weights, args) -> MoCoConfig:
         args.file,
         backbone_config=backbone,
         projector_layers=layers,
-        projector_hidden_size=widths[0] if layers == 2 else None,
+        projector_hidden_size=widths[0] if layers == 2 else 0,
         projection_size=widths[-1],
         queue_size=shape_of(weights, QUEUE, 2, args.file)[1],
         temperature=TEMPERATURES[layers] if args.temperature is None else args.temperature,

@@ -1,24 +1,37 @@
-"""Any image encoder of transformers as the backbone of a method: ResNet, ViT, ConvNeXt, Swin ..."""
+"""Image encoders of transformers as the backbone of a method: ResNet, ViT, ConvNeXt, Swin, DINOv2 ..."""
 
+import torch
 from torch import nn
 from transformers import AutoModel
 
 
+def check_backbone(config):
+    """Raise ValueError, in one sentence, if a network of this config cannot be a backbone: D, the width of `pooled`."""
+    found = f"backbone_config of model_type '{config.model_type}'"
+    if not hasattr(config, "num_channels"):
+        raise ValueError(f"{found} has no num_channels: expected an image encoder.")
+    size = getattr(config, "image_size", None) or 224
+    size = size if isinstance(size, list | tuple) else (size, size)
+    with torch.device("meta"):  # shapes only
+        network = AutoModel.from_config(config).eval()
+        try:
+            return pooled(network, torch.zeros(1, config.num_channels, *size)).shape[1]
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{found} gives no pooler_output for images alone: choose another image encoder."
+            ) from error
+
+
 def build_backbone(config):
-    """A new network of this config, its weights drawn as transformers draws them."""
-    backbone = AutoModel.from_config(config)
-    if backbone.main_input_name != "pixel_values":
-        raise ValueError(f"backbone_config of model_type '{config.model_type}' is not an image encoder.")
+    """A new network of this config in float32, its weights drawn as transformers draws them."""
+    backbone = AutoModel.from_config(config, dtype=torch.float32)
     for module in backbone.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True  # an activation less in memory; transformers adds residuals before it
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("mask_token"):  # of DINOv2 and its kin, which nothing here hides from
+            parameter.requires_grad_(False)
     return backbone
-
-
-def feature_size(config):
-    """D, the width of `pooled`."""
-    sizes = getattr(config, "hidden_sizes", None) or [config.hidden_size]
-    return sizes[-1]
 
 
 def pooled(backbone, pixel_values):
@@ -28,6 +41,6 @@ def pooled(backbone, pixel_values):
 
 def native_copy(backbone):
     """The network as plain transformers builds it, in float32 and eval mode, to be released."""
-    native = AutoModel.from_config(backbone.config)
+    native = AutoModel.from_config(backbone.config, dtype=torch.float32)
     native.load_state_dict(backbone.state_dict())
-    return native.float().eval()
+    return native.eval()

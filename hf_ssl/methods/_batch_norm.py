@@ -5,17 +5,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from ._distributed import gather_with_gradient, world_size
+from ._distributed import gather, world_size
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def replace_batch_norm(network, build):
+def replace_batch_norm(network, build, kinds=BATCH_NORMS):
     """Put `build(num_features, eps, momentum)` in the place of each batch norm of a new network; whether it has any."""
     found = False
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if type(child) in BATCH_NORMS:
+            if type(child) in kinds:
                 setattr(module, name, build(child.num_features, child.eps, child.momentum))
                 found = True
     return found
@@ -58,20 +58,39 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x):
         if not self.training or world_size() == 1:
             return super().forward(x)
+        return _NormalizeGlobally.apply(x, self.weight, self.bias, self)
+
+
+class _NormalizeGlobally(torch.autograd.Function):
+    """Batch norm's forward and backward with sums over all processes; keeps no more than the input for the backward."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, norm):
         axes = [axis for axis in range(x.ndim) if axis != 1]
         variance, mean = torch.var_mean(x.float(), axes, correction=0)
-        means, variances = gather_with_gradient(torch.stack([mean, variance])[None]).unbind(1)  # (W, C) each
+        means, variances = gather(torch.stack([mean, variance])[None]).unbind(1)  # (W, C) each
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)  # within the processes, and between them
-        with torch.no_grad():
-            count = world_size() * x.numel() // x.shape[1]
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        count = world_size() * x.numel() // x.shape[1]
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+        norm.num_batches_tracked += 1
+        ctx.save_for_backward(x, weight, mean, (variance + norm.eps).rsqrt())
+        ctx.axes, ctx.count, ctx.has_bias = axes, count, bias is not None
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, mean, scale = ctx.saved_tensors
         shape = [1, -1] + [1] * (x.ndim - 2)
-        return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
+        normalized = (x.float() - mean.view(shape)) * scale.view(shape)
+        gradient = gradient.float()
+        sums = torch.stack([gradient.sum(ctx.axes), (gradient * normalized).sum(ctx.axes)])  # (2, C)
+        means = sums.clone()
+        dist.all_reduce(means)
+        shift, slope = (means / ctx.count).view(2, *shape)
+        gradient_x = (weight * scale).view(shape) * (gradient - shift - normalized * slope)
+        return gradient_x.to(x.dtype), sums[1], sums[0] if ctx.has_bias else None, None
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Contrastive cross-entropies: which of many candidates is the other view of the same image?
 
-All embeddings are rows of unit length. Both losses are computed in float32, or in the dtype of autocast where said.
+All embeddings are rows of unit length. Both losses are computed in float32, but where it is said.
 """
 
 import torch
@@ -21,16 +21,18 @@ def queue_logits(queries, keys, queue, temperature):
 def queue_cross_entropy(queries, keys, queue, temperature):
     """Mean cross-entropy of `queue_logits` with the own key as the target, without its N x K temporaries.
 
-    queries: (N, P), the only ones that get a gradient. keys: (N, P). queue: (K, P). Under autocast the products are
-    made in its dtype, the sums in float32.
+    queries: (N, P), the only ones that get a gradient. keys: (N, P). queue: (K, P). Under bfloat16 autocast the products
+    are made in bfloat16, the sums in float32; the exponentials do not fit in float16.
     """
     device = queries.device.type
-    half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    brief = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
     with torch.autocast(device, enabled=False):
         if temperature < SHARPEST:
-            logits = queue_logits(queries, keys, queue.clone(), temperature)  # which will have moved on at the backward
+            logits = queue_logits(
+                queries, keys, queue.clone(), temperature
+            )  # which will have moved on at the backward
             return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-        return _QueueCrossEntropy.apply(queries, keys, queue, temperature, half or queries.dtype)
+        return _QueueCrossEntropy.apply(queries, keys, queue, temperature, torch.bfloat16 if brief else queries.dtype)
 
 
 class _QueueCrossEntropy(torch.autograd.Function):

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
-from ._backbone import build_backbone, feature_size, native_copy, pooled
+from ._backbone import build_backbone, check_backbone, native_copy, pooled
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import SplitBatchNorm, average_running_statistics, replace_batch_norm
 from ._contrastive import queue_cross_entropy, queue_logits
@@ -31,7 +31,7 @@ class MoCoConfig(SSLConfig):
     """Defaults: v2 with a ResNet-50. v1 has projector_layers=1 and temperature=0.07.
 
     backbone_config: of any image encoder of transformers. projector_layers: 1, linear, or 2, with `projector_hidden_size`
-    (None: as wide as the backbone's features) units between. projection_size: P, of queries and keys. queue_size: K, the
+    (0: as wide as the backbone's features) units between. projection_size: P, of queries and keys. queue_size: K, the
     negatives. momentum: of the key encoder. batch_norm_group_size: samples that share batch statistics; keys are
     shuffled between the groups (32: the original's 256 on 8 GPUs).
     """
@@ -41,7 +41,7 @@ class MoCoConfig(SSLConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     projector_layers: int = 2
-    projector_hidden_size: int | None = None
+    projector_hidden_size: int = 0
     projection_size: int = 128
     queue_size: int = 65536
     momentum: float = 0.999
@@ -66,10 +66,13 @@ class MoCoForPreTraining(SSLModel):
 
     def __init__(self, config: MoCoConfig):
         super().__init__(config)
+        width = check_backbone(config.backbone_config)
         self.backbone = build_backbone(config.backbone_config)
         split = {"group_size": config.batch_norm_group_size}
-        self.has_batch_norm = replace_batch_norm(self.backbone, lambda *how: SplitBatchNorm(*how, **split))
-        self.projector = projector(feature_size(config.backbone_config), config)
+        self.has_batch_norm = replace_batch_norm(
+            self.backbone, lambda *how: SplitBatchNorm(*how, **split), kinds=(nn.BatchNorm2d,)
+        )
+        self.projector = projector(width, config)
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.register_buffer("queue", torch.empty(config.queue_size, config.projection_size))  # (K, P)
@@ -109,7 +112,7 @@ class MoCoForPreTraining(SSLModel):
             if sample_seeds is None:
                 sample_seeds = torch.randint(2**62, (len(pixel_values),), device=pixel_values.device)
             order = fold_in(gather(sample_seeds), _SHUFFLE_STREAM).argsort()  # the same on 1 and on 64 processes
-            pixel_values = own_part(gather(pixel_values)[order])
+            pixel_values = gather(pixel_values)[own_part(order)]
         keys = F.normalize(self.key_projector(pooled(self.key_backbone, pixel_values)).float(), dim=1)
         if self.training:
             keys = gather(keys)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
-from ._backbone import build_backbone, feature_size, native_copy, pooled
+from ._backbone import build_backbone, check_backbone, native_copy, pooled
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._contrastive import nt_xent
@@ -48,9 +48,10 @@ class SimCLRForPreTraining(SSLModel):
 
     def __init__(self, config: SimCLRConfig):
         super().__init__(config)
+        width = check_backbone(config.backbone_config)
         self.backbone = build_backbone(config.backbone_config)
         replace_batch_norm(self.backbone, GlobalBatchNorm)
-        self.projector = projector(feature_size(config.backbone_config), config)
+        self.projector = projector(width, config)
         self.post_init()
 
     def forward(self, pixel_values, pixel_values_2, **kwargs):
@@ -62,6 +63,10 @@ class SimCLRForPreTraining(SSLModel):
         return SSLOutput(
             loss=loss, logits=logits, features=features, projections=first.detach(), projections_2=second.detach()
         )
+
+    def check_batch(self, size, processes):
+        if size * processes < 2:
+            raise ValueError(f"SimCLR needs other images to compare with: the batch of all processes is {size}.")
 
     def embed(self, pixel_values):
         """The backbone's pooled features, (N, D)."""
@@ -77,8 +82,9 @@ class SimCLRForPreTraining(SSLModel):
         elif isinstance(module, GlobalBatchNorm):
             for one in (module.weight, module.running_var):
                 init.ones_(one)
-            for zero in filter(None.__ne__, (module.bias, module.running_mean, module.num_batches_tracked)):
-                init.zeros_(zero)
+            for zero in (module.bias, module.running_mean, module.num_batches_tracked):
+                if zero is not None:
+                    init.zeros_(zero)
 
 
 def projector(features, config):

@@ -165,7 +165,7 @@ class TestMoCo(MethodTester):
             model(*(view[:7] for view in two_views(0)))
         with pytest.raises(ValueError, match="must fit in queue_size=48, found 50"):
             model(*two_views(0, 50))
-        with pytest.raises(ValueError, match="'bert' is not an image encoder"):
+        with pytest.raises(ValueError, match="'bert' has no num_channels: expected an image encoder"):
             MoCoForPreTraining(MoCoConfig(backbone_config={"model_type": "bert"}))
 
 

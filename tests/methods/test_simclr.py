@@ -45,6 +45,10 @@ class TestSimCLR(MethodTester):
         assert head[1].bias is not None and head[-1].bias is None
         assert head[0].weight.std().item() == pytest.approx(0.01, rel=0.2)
 
+    def test_one_image_alone_is_refused(self):
+        with pytest.raises(ValueError, match="the batch of all processes is 1"):
+            self.model().check_batch(1, 1)
+
     @pytest.mark.parametrize("change", [{"temperature": -1.0}, {"projector_layers": 0}, {"projection_size": 0}])
     def test_impossible_configs_are_refused(self, change):
         with pytest.raises(StrictDataclassError, match=next(iter(change))):
