@@ -49,12 +49,13 @@ def parse_arguments(config_class, recipes, description=None, unused=()):
         encoder = _encoder_config(backbone, recipes)
         config = _checked(lambda: config_class(backbone_config=encoder))
     parser.set_defaults(**{"backbone": backbone} | training_values)
-    args, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    given, unknown = parser.parse_known_args()
     if unknown:
         close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=1)
         raise InputError(
             f"The argument {unknown[0]} is unknown: " + (f"did you mean {close[0]}?" if close else "see --help.")
         )
+    args = TrainingArguments(**vars(given))
     return override_config(config, args.config_overrides), args
 
 
