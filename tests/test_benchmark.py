@@ -1,0 +1,31 @@
+"""The rival's step and ours compute the same thing, so that timing them is fair, and we agree with another's code."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+pytest.importorskip("lightly", reason="comes with the extra [benchmark]")
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)  # of another precision than other tests'
+
+
+@pytest.mark.parametrize("part", ["step", "loss"])
+def test_moco_equals_lightlys(part, scripts, capsys):
+    from benchmarks import moco
+
+    moco.PARTS[part](moco.Size("tiny", 18, 32, 8, 64, {"bf16": 0.0}, ()), Namespace(rounds=1))  # raises if they differ
+    assert "hf_ssl bf16" in capsys.readouterr().out
+
+
+def test_simclr_equals_lightlys(scripts, capsys):
+    from benchmarks import simclr
+
+    simclr.step(simclr.Size("tiny", 18, 32, 8), Namespace(rounds=1))
+    assert "hf_ssl bf16" in capsys.readouterr().out
