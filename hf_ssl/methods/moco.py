@@ -85,10 +85,11 @@ class MoCoForPreTraining(SSLModel):
         keys are shuffled; without them it is drawn afresh. `logits`, (N, 1 + K), are only made in eval mode."""
         if self.training:
             self.check_batch(len(pixel_values), world_size())
+        # keys first: without gradient they leave nothing in memory for the queries' activations to come on top of
+        keys = self.encode_keys(pixel_values_2, sample_seeds)  # (W N, P), of all processes
+        own_keys = own_part(keys) if self.training else keys
         features = self.embed(pixel_values)  # (N, D)
         queries = F.normalize(self.projector(features).float(), dim=1)  # (N, P)
-        keys = self.encode_keys(pixel_values_2, sample_seeds)  # (W N, P), of all processes, without gradient
-        own_keys = own_part(keys) if self.training else keys
 
         loss = queue_cross_entropy(queries, own_keys, self.queue, self.config.temperature)
         if self.training:
