@@ -21,6 +21,8 @@ V2 = dict(
     per_device_train_batch_size=32, num_train_epochs=200,
 )  # fmt: skip
 V1 = V2 | dict(views="moco_v1", lr_scheduler_type="step")
+
+
 def resnet8(width):
     """Three stages of one block, for images of about 32 pixels."""
     sizes = dict(embedding_size=width // 2, hidden_sizes=[width, 2 * width, 4 * width], depths=[1, 1, 1])

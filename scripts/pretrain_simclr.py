@@ -20,6 +20,8 @@ PAPER = dict(
     output_dir="outputs/simclr", views="simclr", optim="lars", learning_rate=0.3, weight_decay=1e-6,
     per_device_train_batch_size=64, num_train_epochs=100, warmup_steps=0.1,
 )  # fmt: skip
+
+
 def resnet8(width):
     """Three stages of one block, for images of about 32 pixels."""
     sizes = dict(embedding_size=width // 2, hidden_sizes=[width, 2 * width, 4 * width], depths=[1, 1, 1])
