@@ -35,9 +35,8 @@ def parse_arguments(config_class, recipes, description=None, unused=()):
     parser = HfArgumentParser(TrainingArguments, description=description)
     for name in unused:
         parser._remove_action(parser._option_string_actions.pop(f"--{name}"))
-    parser._option_string_actions[
-        "--backbone"
-    ].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
+    options = parser._option_string_actions
+    options["--backbone"].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
     backbone = parser.parse_known_args()[0].backbone or next(iter(recipes))
     training_values = list(recipes.values())[-1][1]
     if backbone in recipes:

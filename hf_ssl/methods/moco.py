@@ -30,8 +30,9 @@ from ._random import fold_in
 class MoCoConfig(SSLConfig):
     """Defaults: v2 with a ResNet-50. v1 has projector_layers=1 and temperature=0.07.
 
-    backbone_config: of any image encoder of transformers. projector_layers: 1, linear, or 2, with `projector_hidden_size`
-    (0: as wide as the backbone's features) units between. projection_size: P, of queries and keys. queue_size: K, the
+    backbone_config: of an image encoder of transformers with a pooler_output.
+    projector_layers: 1, linear, or 2, with `projector_hidden_size` (0: as wide as the backbone's features) units between.
+    projection_size: P, of queries and keys. queue_size: K, the
     negatives. momentum: of the key encoder. batch_norm_group_size: samples that share batch statistics; keys are
     shuffled between the groups (32: the original's 256 on 8 GPUs).
     """

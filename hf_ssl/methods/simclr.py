@@ -22,8 +22,9 @@ from ._contrastive import nt_xent
 class SimCLRConfig(SSLConfig):
     """Defaults: the paper's ResNet-50. The official repository's default is projector_layers=3 (SimCLR v2).
 
-    backbone_config: of any image encoder of transformers. projector_layers: of the head, which is thrown away; hidden ones
-    are as wide as the backbone's features. projection_size: P. temperature: 0.1 on ImageNet, 0.5 on CIFAR.
+    backbone_config: of an image encoder of transformers with a pooler_output.
+    projector_layers: of the head, which is thrown away; hidden ones are as wide as the backbone's features.
+    projection_size: P. temperature: 0.1 on ImageNet, 0.5 on CIFAR.
     """
 
     model_type = "ssl_simclr"

@@ -146,6 +146,22 @@ class TestMoCo(MethodTester):
         native = model.export_encoder()(self.batch()["pixel_values"]).pooler_output.flatten(1)
         torch.testing.assert_close(native, features)
 
+    def test_half_precision_encoders_are_trained_in_float32(self):
+        backbone = TINY_RESNET | {"dtype": "bfloat16"}
+        model = MoCoForPreTraining(MoCoConfig(**self.config | {"backbone_config": backbone}))
+        assert {p.dtype for p in (*model.parameters(), *model.export_encoder().parameters())} == {torch.float32}
+
+    def test_every_trained_weight_of_dinov2_gets_a_gradient(self):
+        """Its mask token would never get one, which DDP does not forgive."""
+        backbone = TINY_VIT | {"model_type": "dinov2"}
+        model = MoCoForPreTraining(MoCoConfig(**self.config | {"backbone_config": backbone})).train()
+        model(**self.batch()).loss.backward()
+        assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+    def test_encoders_without_pooled_features_are_refused(self):
+        with pytest.raises(ValueError, match="'vit_mae' gives no pooler_output"):
+            MoCoForPreTraining(MoCoConfig(**self.config | {"backbone_config": TINY_VIT | {"model_type": "vit_mae"}}))
+
     @pytest.mark.parametrize(
         "change, message",
         [
@@ -181,9 +197,10 @@ def test_chunked_loss_has_the_value_and_gradient_of_the_plain_one(size, temperat
     loss = queue_cross_entropy(queries, keys, queue, temperature)
     torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.autograd.grad(loss, queries)[0], expected, rtol=1e-4, atol=1e-6)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = queue_cross_entropy(queries, keys, queue, temperature)
-    torch.testing.assert_close(loss, plain, rtol=2e-2, atol=2e-2)
+    for dtype, tolerance in ((torch.bfloat16, 2e-2), (torch.float16, 1e-5)):  # whose exponentials need float32
+        with torch.autocast("cpu", dtype):
+            loss = queue_cross_entropy(queries, keys, queue, temperature)
+        torch.testing.assert_close(loss, plain, rtol=tolerance, atol=tolerance)
 
 
 def test_split_statistics_are_those_of_the_groups():
