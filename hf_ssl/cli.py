@@ -18,13 +18,10 @@ from .checkpoints import RUN_FILE
 from .data import TWO_VIEWS, ImageDecoder, TwoViews, image_rows, load_split
 from .errors import InputError
 from .evaluation.processes import process_state
-from .training import TrainingArguments
-
-VIEW_ARGUMENTS = ("views", "jitter_strength", "blur_probability", "solarize_probability")
 
 
-def parse_arguments(config_class, recipes, description=None, unused=()):
-    """(config, TrainingArguments) from the command line.
+def parse_arguments(config_class, recipes, arguments_class, description=None):
+    """(config, arguments of `arguments_class`) from the command line.
 
     recipes: preset name -> (config values, training values); the first is the default. `--backbone` chooses a preset, a
     release of the method to go on from (with its run's training values), or any encoder of transformers, by model_type to
@@ -32,9 +29,7 @@ def parse_arguments(config_class, recipes, description=None, unused=()):
     read, and refuses.
     """
     set_up_logging()
-    parser = HfArgumentParser(TrainingArguments, description=description)
-    for name in unused:
-        parser._remove_action(parser._option_string_actions.pop(f"--{name}"))
+    parser = HfArgumentParser(arguments_class, description=description)
     options = parser._option_string_actions
     options["--backbone"].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
     backbone = parser.parse_known_args()[0].backbone or next(iter(recipes))
@@ -54,7 +49,7 @@ def parse_arguments(config_class, recipes, description=None, unused=()):
         raise InputError(
             f"The argument {unknown[0]} is unknown: " + (f"did you mean {close[0]}?" if close else "see --help.")
         )
-    args = TrainingArguments(**vars(given))
+    args = arguments_class(**vars(given))
     return override_config(config, args.config_overrides), args
 
 
@@ -120,7 +115,8 @@ def view_size(config, args):
 
 def two_views(args, size, processor):
     """The augmentation that `--views` names, with the changes that other arguments make."""
-    changes = {name: getattr(args, name) for name in VIEW_ARGUMENTS[1:] if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in ("jitter_strength", "blur_probability", "solarize_probability")}
+    changes = {name: value for name, value in given.items() if value is not None}
     if args.min_crop_scale is not None:
         changes["scale"] = (args.min_crop_scale, 1.0)
     return TwoViews(size, processor.image_mean, processor.image_std, **TWO_VIEWS[args.views] | changes)

@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from .checkpoints import claim_output_dir, load_checkpoint, save_checkpoint
 from .data.loader import TrainLoader
 from .data.loading import DataError
-from .data.views import TWO_VIEWS
 from .errors import InputError
 from .evaluation import PROTOCOLS
 from .health import representation_health, warn_if_collapsed
@@ -31,7 +30,10 @@ REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, 
 
 @dataclass
 class TrainingArguments:
-    """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`."""
+    """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`.
+
+    What belongs to one kind of data stands in the subclasses of `hf_ssl.arguments`.
+    """
 
     output_dir: str = field(default="outputs", metadata={"help": "Release, checkpoints and logs of this run."})
     backbone: str | None = field(
@@ -47,7 +49,6 @@ class TrainingArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "The split that is trained on."})
     test_split: str = field(default="test", metadata={"help": "The split that the evaluation at the end reports on."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of images; found by type or name."})
     label_column: str | None = field(
         default=None, metadata={"help": "Column of labels, for the evaluation at the end."}
     )
@@ -57,18 +58,6 @@ class TrainingArguments:
     max_broken_fraction: float = field(
         default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."}
     )
-
-    image_size: int | None = field(
-        default=None, metadata={"help": "Side of a view in pixels; none: what the backbone's config says, else 224."}
-    )
-    min_crop_scale: float | None = field(
-        default=None, metadata={"help": "Smallest part of an image's area that a crop takes; none: the paper's."}
-    )
-    # of methods that compare two views; the others refuse them
-    views: str | None = field(default=None, metadata={"help": f"Augmentation: one of {', '.join(TWO_VIEWS)}."})
-    jitter_strength: float | None = field(default=None, metadata={"help": "Multiplies the colour jitter; none: 1."})
-    blur_probability: float | None = field(default=None, metadata={"help": "None: the paper's."})
-    solarize_probability: float | None = field(default=None, metadata={"help": "None: 0."})
 
     max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
@@ -112,39 +101,25 @@ class TrainingArguments:
             raise InputError(
                 f"There is nothing to train: max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}."
             )
-        for name, known in (("views", TWO_VIEWS), ("optim", OPTIMIZERS), ("lr_scheduler_type", SCHEDULES)):
-            _check_known(name, getattr(self, name), [None, *known] if name == "views" else known)
+        for name, known in (("optim", OPTIMIZERS), ("lr_scheduler_type", SCHEDULES)):
+            check_known(name, getattr(self, name), known)
         for name, known in (
             ("report_to", ["none", "all", *(tracker.value for tracker in LoggerType)]),
             ("eval_protocols", ["none", *PROTOCOLS]),
         ):
             for value in getattr(self, name).split(","):
-                _check_known(name, value, known)
-        if self.image_size is not None and self.image_size < 1:
-            raise InputError(f"image_size must be at least 1, found {self.image_size}.")
+                check_known(name, value, known)
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be at least 0 and below 1, found {self.momentum}.")
-        if self.min_crop_scale is not None and not 0 < self.min_crop_scale <= 1:
-            raise InputError(f"min_crop_scale must be above 0 and at most 1, found {self.min_crop_scale}.")
-        for name in ("blur_probability", "solarize_probability"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise InputError(f"{name} must lie in [0, 1], found {getattr(self, name)}.")
-        for name in (
-            "jitter_strength",
-            "learning_rate",
-            "weight_decay",
-            "warmup_steps",
-            "max_grad_norm",
-            "save_steps",
-            "dataloader_num_workers",
-        ):
-            if (getattr(self, name) or 0) < 0:
+        not_negative = ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "save_steps")
+        for name in (*not_negative, "dataloader_num_workers"):
+            if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
 
 
-def _check_known(name, value, known):
+def check_known(name, value, known):
     if value not in known:
-        raise InputError(f"{name} '{value}' is unknown: expected one of {', '.join(filter(None, known))}.")
+        raise InputError(f"{name} '{value}' is unknown: expected one of {', '.join(known)}.")
 
 
 @dataclass

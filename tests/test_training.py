@@ -25,6 +25,7 @@ from hf_ssl import (
     SimCLRConfig,
     SimCLRForPreTraining,
 )
+from hf_ssl.arguments import TwoViewArguments
 from hf_ssl.checkpoints import find_checkpoint, find_damage, list_checkpoints
 from hf_ssl.data import (
     TWO_VIEWS,
@@ -66,7 +67,7 @@ def pretrain(data, output_dir, model_class=MAEForPreTraining, config=None, **cha
         output_dir=str(output_dir), dataset_name=str(data), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=0.05,
         save_steps=1, logging_steps=5, shuffle_buffer_size=16, warmup_steps=4, seed=3,
     )  # fmt: skip
-    args = TrainingArguments(**settings | changes)
+    args = TwoViewArguments(**settings | changes)
     rows, column = image_rows(load_split(args.dataset_name, streaming=args.streaming))
     if model_class.config_class is MAEConfig:
         view = RandomResizedCropAndFlip(16, [0.5], [0.5])
@@ -428,7 +429,7 @@ def test_trainer_of_transformers_trains_our_models(tmp_path):
 )
 def test_impossible_arguments_are_named(name, value):
     with pytest.raises(InputError, match=name):
-        TrainingArguments(**{name: value})
+        TwoViewArguments(**{name: value})
 
 
 def test_a_stream_of_unknown_length_wants_max_steps(tmp_path):

@@ -1,0 +1,51 @@
+"""TrainingArguments and what one kind of data needs besides."""
+
+from dataclasses import dataclass, field
+
+from .data.views import TWO_VIEWS
+from .errors import InputError
+from .training import TrainingArguments, check_known
+
+
+@dataclass
+class ImageArguments(TrainingArguments):
+    image_column: str | None = field(default=None, metadata={"help": "Column of images; found by type or name."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of a view in pixels; none: what the backbone's config says, else 224."}
+    )
+    min_crop_scale: float | None = field(
+        default=None, metadata={"help": "Smallest part of an image's area that a crop takes; none: the paper's."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size is not None and self.image_size < 1:
+            raise InputError(f"image_size must be at least 1, found {self.image_size}.")
+        if self.min_crop_scale is not None and not 0 < self.min_crop_scale <= 1:
+            raise InputError(f"min_crop_scale must be above 0 and at most 1, found {self.min_crop_scale}.")
+
+
+@dataclass
+class TwoViewArguments(ImageArguments):
+    views: str | None = field(default=None, metadata={"help": f"Augmentation: one of {', '.join(TWO_VIEWS)}."})
+    jitter_strength: float | None = field(default=None, metadata={"help": "Multiplies the colour jitter; none: 1."})
+    blur_probability: float | None = field(default=None, metadata={"help": "None: the paper's."})
+    solarize_probability: float | None = field(default=None, metadata={"help": "None: 0."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.views is not None:
+            check_known("views", self.views, TWO_VIEWS)
+        if (self.jitter_strength or 0) < 0:
+            raise InputError(f"jitter_strength must not be negative, found {self.jitter_strength}.")
+        for name in ("blur_probability", "solarize_probability"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InputError(f"{name} must lie in [0, 1], found {getattr(self, name)}.")
+
+
+@dataclass
+class TextArguments(TrainingArguments):
+    text_column: str | None = field(default=None, metadata={"help": "Column of documents; found by name."})
+
+
+__all__ = ["ImageArguments", "TextArguments", "TwoViewArguments"]

@@ -1,0 +1,25 @@
+"""Text columns: finding them, and cutting documents into sentences."""
+
+from .loading import DataError, find_column
+
+TEXT_COLUMNS = ("text", "document", "sentence", "content", "article")
+_TEXT = ("string", "large_string")
+
+
+def text_rows(data, text_column=None):
+    """(data with the text column alone, that column's name). Raises DataError if there is none or it holds no text."""
+    column = find_column(data, text_column, "text", TEXT_COLUMNS)
+    kind = (data.features or {}).get(column)
+    if kind is not None and getattr(kind, "dtype", None) not in _TEXT:
+        raise DataError(
+            f"text_column '{column}' holds {getattr(kind, 'dtype', type(kind).__name__)} values: expected text."
+        )
+    return data.select_columns([column]), column
+
+
+def sentences(document):
+    """The sentences of a document, one a line; empty lines part paragraphs and are left out."""
+    return [line for line in map(str.strip, document.split("\n")) if line]
+
+
+__all__ = ["TEXT_COLUMNS", "sentences", "text_rows"]
