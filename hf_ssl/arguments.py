@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from .data.views import TWO_VIEWS
 from .errors import InputError
-from .training import TrainingArguments, check_known
+from .training import RunArguments, TrainingArguments, check_known
 
 
 @dataclass
@@ -48,4 +48,13 @@ class TextArguments(TrainingArguments):
     text_column: str | None = field(default=None, metadata={"help": "Column of documents; found by name."})
 
 
-__all__ = ["ImageArguments", "TextArguments", "TwoViewArguments"]
+@dataclass
+class WordArguments(RunArguments):
+    text_column: str | None = field(default=None, metadata={"help": "Column of documents; found by name."})
+    text_is_prepared: bool = field(
+        default=False,
+        metadata={"help": "Words are what stands between spaces; else runs of letters and digits, in lower case."},
+    )
+
+
+__all__ = ["ImageArguments", "TextArguments", "TwoViewArguments", "WordArguments"]

@@ -10,12 +10,14 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
+from accelerate.utils import gather_object
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, HfArgumentParser, PreTrainedConfig
 from transformers.utils import cached_file
 
 from .checkpoints import RUN_FILE
-from .data import TWO_VIEWS, ImageDecoder, TwoViews, image_rows, load_split
+from .data import TWO_VIEWS, ImageDecoder, TwoViews, image_rows, load_split, text_rows
+from .data.words import Corpus
 from .errors import InputError
 from .evaluation.processes import process_state
 
@@ -129,6 +131,18 @@ def image_data(args, channels, view):
     )
     rows, column = image_rows(rows, args.image_column)
     return rows.select_columns([column]), ImageDecoder(column, channels, view)
+
+
+def word_corpus(args, min_count):
+    """The words of the text that `--dataset_name` names, counted by all processes together."""
+    if args.num_train_epochs <= 0:
+        raise InputError(f"There is nothing to train: num_train_epochs={args.num_train_epochs}.")
+    name, config_name, streaming = args.dataset_name, args.dataset_config_name, args.streaming
+    rows = load_split(name, args.train_split, sample="text", config_name=config_name, streaming=streaming)
+    rows, column = text_rows(rows, args.text_column)
+    state = process_state()
+    gather = lambda part: gather_object([part])  # noqa: E731
+    return Corpus(rows, column, min_count, args.text_is_prepared, state.process_index, state.num_processes, gather)
 
 
 def override_config(config, overrides):

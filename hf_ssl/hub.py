@@ -104,7 +104,9 @@ def write_card(folder):
     backbone = arguments["backbone"] or ""
     begun_from = _public_name(backbone) if "/" in backbone or Path(backbone).exists() else None  # no preset
     arguments["backbone"] = begun_from or backbone
-    optimizers_own = ("momentum",) if arguments["optim"] == "adamw" else ("adam_beta1", "adam_beta2", "adam_epsilon")
+    optimizers_own = (
+        ("momentum",) if arguments.get("optim") == "adamw" else ("adam_beta1", "adam_beta2", "adam_epsilon")
+    )
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",

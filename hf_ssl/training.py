@@ -29,11 +29,8 @@ REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, 
 
 
 @dataclass
-class TrainingArguments:
-    """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`.
-
-    What belongs to one kind of data stands in the subclasses of `hf_ssl.arguments`.
-    """
+class RunArguments:
+    """What every run is told, however it trains."""
 
     output_dir: str = field(default="outputs", metadata={"help": "Release, checkpoints and logs of this run."})
     backbone: str | None = field(
@@ -53,6 +50,46 @@ class TrainingArguments:
         default=None, metadata={"help": "Column of labels, for the evaluation at the end."}
     )
     streaming: bool = field(default=False, metadata={"help": "Read while training, without downloading first."})
+
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
+    learning_rate: float = field(default=1.5e-4, metadata={"help": "The highest rate."})
+    seed: int = field(default=0, metadata={"help": "Of weights, order, views and masks."})
+    cpu_threads: int = field(
+        default=0,
+        metadata={"help": "Threads of a process on a CPU; 0: torch's choice. Small models are fastest on 1."},
+    )
+
+    logging_steps: int = field(default=50, metadata={"help": "Steps between log entries."})
+    report_to: str = field(default="none", metadata={"help": "Trackers of Accelerate: tensorboard, wandb, all ..."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0: none but at SIGTERM."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "auto, or a checkpoint folder."})
+    eval_protocols: str = field(
+        default="knn,linear_probe", metadata={"help": "At the end, on the release; none: skip."}
+    )
+
+    def __post_init__(self):
+        for name in ("logging_steps", "save_total_limit"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        for name in ("learning_rate", "save_steps", "cpu_threads"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
+        for name, known in (
+            ("report_to", ["none", "all", *(tracker.value for tracker in LoggerType)]),
+            ("eval_protocols", ["none", *PROTOCOLS]),
+        ):
+            for value in getattr(self, name).split(","):
+                check_known(name, value, known)
+
+
+@dataclass
+class TrainingArguments(RunArguments):
+    """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`.
+
+    What belongs to one kind of data stands in the subclasses of `hf_ssl.arguments`.
+    """
+
     shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of a stream that are shuffled together."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and decode, per process."})
     max_broken_fraction: float = field(
@@ -60,7 +97,6 @@ class TrainingArguments:
     )
 
     max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples per process and forward pass."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
     learning_rate: float = field(
@@ -77,24 +113,10 @@ class TrainingArguments:
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient's norm; 0: no clipping."})
-    seed: int = field(default=0, metadata={"help": "Of weights, order, views and masks."})
-
-    cpu_threads: int = field(
-        default=0,
-        metadata={"help": "Threads of a process on a CPU; 0: torch's choice. Small models are fastest on 1."},
-    )
-    logging_steps: int = field(default=50, metadata={"help": "Steps between log entries."})
-    report_to: str = field(default="none", metadata={"help": "Trackers of Accelerate: tensorboard, wandb, all ..."})
-    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0: none but at SIGTERM."})
-    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "auto, or a checkpoint folder."})
-    eval_protocols: str = field(
-        default="knn,linear_probe", metadata={"help": "At the end, on the release; none: skip."}
-    )
 
     def __post_init__(self):
-        positive = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_total_limit")
-        for name in positive:
+        super().__post_init__()
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
@@ -103,16 +125,9 @@ class TrainingArguments:
             )
         for name, known in (("optim", OPTIMIZERS), ("lr_scheduler_type", SCHEDULES)):
             check_known(name, getattr(self, name), known)
-        for name, known in (
-            ("report_to", ["none", "all", *(tracker.value for tracker in LoggerType)]),
-            ("eval_protocols", ["none", *PROTOCOLS]),
-        ):
-            for value in getattr(self, name).split(","):
-                check_known(name, value, known)
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be at least 0 and below 1, found {self.momentum}.")
-        not_negative = ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "save_steps")
-        for name in (*not_negative, "dataloader_num_workers"):
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
 
@@ -195,7 +210,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         state = {"scheduler": scheduler.state_dict(), "history": history, "loss_sums": loss_sums, "summed": summed}
         save_checkpoint(accelerator, output_dir, step, state, loader.state_dict(), args.save_total_limit)
 
-    terminated = _Terminated()
+    terminated = Terminated()
     progress = tqdm(
         total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, dynamic_ncols=True
     )
@@ -341,7 +356,7 @@ def _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, s
         logger.info("going on from %s at step %d", checkpoint, step)
 
 
-class _Terminated:
+class Terminated:
     """Remembers that SIGTERM has come, so that the step in hand can be finished and saved."""
 
     def __init__(self):
