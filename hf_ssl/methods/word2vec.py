@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
@@ -38,7 +38,7 @@ class Word2VecConfig(SSLConfig):
     """
 
     model_type = "ssl_word2vec"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(WordVectorsConfig)}
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="ssl_word_vectors")}
 
     backbone_config: dict | PreTrainedConfig | None = None
     architecture: str = "skip_gram"
