@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
 
+from ..errors import InputError
 from .low_label import balanced_subset
 from .processes import process_state
 from .protocols import Metric
@@ -36,12 +37,13 @@ SETTINGS = {
     "max_grad_norm": MAX_NORM,
     "random_initialisation": "the same run from random weights",
 }
+CORRELATIONS = ("pearson", "spearman")
 TASKS = {  # GLUE (https://arxiv.org/abs/1804.07461, table 1): task to ends of columns, the first one's column has none
     "cola": ("matthews",),
     "sst2": ("",),
     "mrpc": ("", "f1"),
     "qqp": ("", "f1"),
-    "stsb": ("pearson", "spearman"),
+    "stsb": CORRELATIONS,
     "mnli": ("",),
     "qnli": ("",),
     "rte": ("",),
@@ -90,6 +92,9 @@ def fine_tune_text(
     for regression, Pearson's and Spearman's correlation. The fraction is balanced between classes.
     """
     device = device or process_state().device
+    names = CORRELATIONS if classes is None else TASKS.get(task, ("",))
+    if "f1" in names and classes > 2:
+        raise InputError(f"Task '{task}' is measured by F1, which is for 2 classes: found {classes}.")
     if fraction < 1:
         strata = torch.zeros(len(train.labels)) if classes is None else train.labels
         train = train.subset(balanced_subset(strata, fraction, seed).tolist())
@@ -100,7 +105,7 @@ def fine_tune_text(
         classifier, read = _classifier(encoder, classes or 1, train.items[0], device)
         _train(classifier, read, train, classes, epochs, batch_size, learning_rate, min_steps, seed)
         logits = _predict(classifier.eval(), read, test.items, batch_size)
-    return _scores(logits, test.labels, classes, task)
+    return _scores(logits, test.labels, names)
 
 
 def _classifier(encoder, outputs, item, device):
@@ -156,22 +161,24 @@ def _predict(classifier, read, items, batch_size):
     return torch.cat([classifier(read(list(batch))).cpu() for batch in batches])
 
 
-def _scores(logits, labels, classes, task):
+def _scores(logits, labels, names):
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import f1_score, matthews_corrcoef
 
-    predicted = (logits[:, 0] if classes is None else logits.argmax(-1)).numpy()
+    predicted = (logits[:, 0] if logits.shape[1] == 1 else logits.argmax(-1)).numpy()
     labels = labels.numpy()
     measures = {
         "": lambda: (predicted == labels).mean(),
-        "f1": lambda: f1_score(labels, predicted),
+        "f1": lambda: f1_score(labels, predicted, zero_division=0.0),
         "matthews": lambda: matthews_corrcoef(labels, predicted),
         "pearson": lambda: pearsonr(labels, predicted).statistic,
         "spearman": lambda: spearmanr(labels, predicted).statistic,
     }
-    names = TASKS.get(task) or (("pearson", "spearman") if classes is None else ("",))
-    scores = {f"_{name}" * bool(name): float(measures[name]()) for name in names}
-    return {name: 0.0 if math.isnan(score) else score for name, score in scores.items()}  # of equal predictions
+    scores = {}
+    for name in names:
+        undefined = name in CORRELATIONS and (predicted == predicted[0]).all()  # of equal predictions
+        scores[f"_{name}" if name else ""] = 0.0 if undefined else float(measures[name]())
+    return scores
 
 
 __all__ = ["METRICS", "SETTINGS", "TASKS", "fine_tune_text"]

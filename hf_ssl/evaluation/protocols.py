@@ -45,14 +45,15 @@ LIBRARIES = (torch, transformers, datasets, accelerate)
 
 @dataclass(frozen=True)
 class Metric:
-    """What a column of numbers is. kind: the Hub's name for it. digits: in tables. task: the Hub's, None: classification
-    of what the encoder reads."""
+    """What a column of numbers is. kind: the Hub's name for it. unit: what is counted, such as nats. digits: in
+    tables. task: the Hub's, None for classification of what the encoder reads. dataset: if a test brings its own."""
 
     name: str
     kind: str = "accuracy"
     unit: str = "%"
     digits: int = 1
     task: str | None = None
+    dataset: str | None = None
 
 
 METRICS = {
@@ -189,10 +190,8 @@ def results_table(results):
     rows = results["results"]
     columns = list(dict.fromkeys(name for numbers in rows.values() for name in numbers))
     metrics = {name: Metric(**results["metrics"][name]) for name in columns}
-    titles = [
-        name.replace("_", " ") + ("" if m.unit == "%" else f" ({m.unit})" * bool(m.unit))
-        for name, m in metrics.items()
-    ]
+    units = {name: "" if metric.unit == "%" else f" ({metric.unit})" for name, metric in metrics.items()}
+    titles = [name.replace("_", " ") + unit for name, unit in units.items()]
     lines = ["| | " + " | ".join(titles) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row, numbers in rows.items():
         cells = [f"{numbers[name]:.{metrics[name].digits}f}" if name in numbers else "" for name in columns]
@@ -216,7 +215,7 @@ def percent(fraction):
 def _merged(path, results):
     """`results` with the numbers of an earlier evaluation of the same model on the same rows, which a new one completes."""
     earlier = json.loads(path.read_text()) if path.is_file() else {}
-    if any(earlier.get(key) != results[key] for key in ("model", "feature")):
+    if "metrics" not in earlier or any(earlier[key] != results[key] for key in ("model", "feature")):
         return results
     splits = {"name", "config", "train_split", "test_split", "text_columns", "label_column", "passages", "max_length"}
     both = (
