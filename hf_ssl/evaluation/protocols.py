@@ -173,7 +173,7 @@ def run_protocols(
         "settings": {"seed": source.seed, "max_samples": source.max_samples}
         | {name: tables[name] for name in tables if name in protocols},
         "chosen": chosen,
-        "results": {row: found for row, found in numbers.items() if found},
+        "results": {row: numbers[row] for row in _in_order(numbers) if numbers[row]},
         "metrics": {name: asdict(_metric(name, known)) for found in numbers.values() for name in found},
         "pictures": drawn,
         "versions": {library.__name__: str(library.__version__) for library in LIBRARIES},
@@ -225,16 +225,20 @@ def _merged(path, results):
         return results
     if any(earlier["settings"].get(key) != results["settings"].get(key) for key in ("seed", "max_samples")):
         return results
-    order = [*dict.fromkeys([*earlier["results"], *results["results"]])]
-    order.sort(key=lambda row: list(ROWS).index(row) if row in ROWS else -1)
+    rows = _in_order(earlier["results"] | results["results"])
     return results | {
         "settings": earlier["settings"] | results["settings"],
         "dataset": earlier["dataset"] | results["dataset"],
         "chosen": earlier["chosen"] | results["chosen"],
-        "results": {row: earlier["results"].get(row, {}) | results["results"].get(row, {}) for row in order},
+        "results": {row: earlier["results"].get(row, {}) | results["results"].get(row, {}) for row in rows},
         "metrics": earlier["metrics"] | results["metrics"],
         "pictures": sorted({*earlier["pictures"], *results["pictures"]}),
     }
+
+
+def _in_order(rows):
+    """Names of rows: those that a protocol brings, raw features, random initialisation, pretrained."""
+    return sorted(rows, key=lambda row: list(ROWS).index(row) if row in ROWS else -1)
 
 
 def _metric(column, known):
