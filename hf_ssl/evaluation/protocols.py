@@ -3,7 +3,7 @@ as a dict, a file and a table. images.py and text.py bring data, encoders, pictu
 
 A protocol of another kind is a module with `run(encoders, source, output_dir)`, which gives {row: {column: number}}, with
 SETTINGS, what a reader must know to repeat it, and METRICS, a Metric for each column. It stands in the table `EXTRA` of
-images.py or text.py. Every process calls it; only the main one's numbers count.
+text.py. Every process calls it; only the main one's numbers count.
 """
 
 import json
@@ -145,7 +145,7 @@ def run_protocols(
                     extract(each, split, data.columns, data.label_column, description=f"{ROWS[row]}, {name}")
                     for name, split in (("train", data.train), ("test", data.test))
                 ]
-        for name in extra.keys() & set(protocols):
+        for name in [name for name in extra if name in protocols]:
             for row, found in extra[name].run(encoders, source, output_dir).items():
                 numbers.setdefault(row, {}).update(found)
         if not state.is_main_process:  # all that needs every process is done
@@ -188,7 +188,7 @@ def run_protocols(
 def results_table(results):
     """A Markdown table: one row an encoder, one column a protocol, on the test part; in percent where no unit is named."""
     rows = results["results"]
-    columns = list(dict.fromkeys(name for numbers in rows.values() for name in numbers))
+    columns = list(dict.fromkeys(name for numbers in reversed(rows.values()) for name in numbers))
     metrics = {name: Metric(**results["metrics"][name]) for name in columns}
     units = {name: "" if metric.unit == "%" else f" ({metric.unit})" for name, metric in metrics.items()}
     titles = [name.replace("_", " ") + unit for name, unit in units.items()]
