@@ -12,19 +12,19 @@ from jinja2 import Environment, FileSystemLoader
 
 from .checkpoints import RUN_FILE, write_json
 from .errors import InputError
-from .evaluation import evaluate_images, results_table
+from .evaluation import EVALUATIONS, Metric, results_table
 from .evaluation.pictures import save_loss
 from .evaluation.processes import process_state
+from .methods import METHODS
 from .training import TrainingRun
 
 logger = logging.getLogger(__name__)
 CARDS = Path(__file__).parents[1] / "model_cards"
 HISTORY = "history.json"
 EVAL_RESULTS = "eval_results.json"
-METRICS = {
-    "knn": "k-nearest-neighbour accuracy",
-    "linear_probe": "linear probe accuracy",
-    "fine_tune": "fine-tuned accuracy",
+SAMPLES = {  # by what a model reads: the embedded data set's folder, and what it is
+    "image": ("images", "the images that ship with hf_ssl (12,000 of Fashion-MNIST)"),
+    "text": ("text", "the documents that ship with hf_ssl (1.4 million English words from twelve sources)"),
 }
 
 
@@ -68,15 +68,17 @@ def finish_run(run: TrainingRun, processor, pictures=()):
     process_state().wait_for_everyone()  # the others read what the main process has written
     if args.eval_protocols == "none":
         return
+    modality = run.model.input_modalities[0]
+    column = f"{modality}_column"
     try:
-        results = evaluate_images(
+        results = EVALUATIONS[modality](
             args.output_dir,
             args.dataset_name,
             args.dataset_config_name,
             protocols=args.eval_protocols.split(","),
             train_split=args.train_split,
             test_split=args.test_split,
-            image_column=args.image_column,
+            **{column: getattr(args, column)},
             label_column=args.label_column,
             streaming=args.streaming,
             seed=args.seed,
@@ -98,6 +100,7 @@ def write_card(folder):
     results_file = folder / EVAL_RESULTS
     results = json.loads(results_file.read_text()) if results_file.is_file() else None
     method = run["config"]["model_type"].removeprefix("ssl_")
+    modality = METHODS[method].input_modalities[0]
     arguments = run["arguments"]
     name = folder.resolve().name
     dataset = arguments["dataset_name"] = _public_name(arguments["dataset_name"])
@@ -109,20 +112,19 @@ def write_card(folder):
     )
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
         license=None if begun_from else "apache-2.0",  # weights of others keep their licence
         base_model=begun_from if begun_from and begun_from.count("/") == 1 else None,
         tags=["self-supervised-learning", "hf_ssl", method],
         datasets=[dataset] if dataset and dataset.count("/") == 1 else None,
         model_name=name,
-        eval_results=_eval_results(results) if results else None,
+        eval_results=_eval_results(results, modality) if results else None,
     )
     template = Environment(loader=FileSystemLoader(CARDS)).get_template(f"{method}.md")
     text = template.render(
         card_data=data.to_yaml(),
         name=name,
         path=str(folder),
-        dataset=dataset or "the images that ship with hf_ssl (12,000 of Fashion-MNIST)",
+        dataset=dataset or SAMPLES[modality][1],
         config=run["config"],
         arguments={k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in optimizers_own},
         last=history[-1] if history else {},
@@ -141,18 +143,21 @@ def _public_name(dataset_name):
     return Path(dataset_name).name if local else dataset_name
 
 
-def _eval_results(results):
+def _eval_results(results, modality):
     """The pretrained row as model-index entries."""
-    dataset = _public_name(results["dataset"]["name"]) or "hf_ssl/samples/images"
-    return [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset,
-            dataset_name=dataset,
+    dataset = _public_name(results["dataset"]["name"]) or f"hf_ssl/samples/{SAMPLES[modality][0]}"
+    entries = []
+    for column, value in results["results"].get("pretrained", {}).items():
+        metric = Metric(**results["metrics"][column])
+        entry = EvalResult(
+            task_type=metric.task or f"{modality}-classification",
+            dataset_type=metric.dataset or dataset,
+            dataset_name=metric.dataset or dataset,
+            dataset_config=results["dataset"]["config"],
             dataset_split=results["dataset"]["test_split"],
-            metric_type="accuracy",
-            metric_name=f"{METRICS.get(protocol, protocol.replace('_', ' '))} (%)",
+            metric_type=metric.kind,
+            metric_name=f"{metric.name} ({metric.unit})",
             metric_value=value,
         )
-        for protocol, value in results["results"]["pretrained"].items()
-    ]
+        entries.append(entry)
+    return entries

@@ -3,7 +3,7 @@
 from .images import ImageDecoder, decode_image, image_processor, image_rows
 from .loader import TrainLoader
 from .loading import DataError, load_split
-from .text import sentences, text_rows
+from .text import passages, sentences, text_rows
 from .views import TWO_VIEWS, RandomResizedCropAndFlip, TwoViews
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "image_processor",
     "image_rows",
     "load_split",
+    "passages",
     "sentences",
     "text_rows",
 ]

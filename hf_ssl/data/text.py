@@ -22,4 +22,17 @@ def sentences(document):
     return [line for line in map(str.strip, document.split("\n")) if line]
 
 
-__all__ = ["TEXT_COLUMNS", "sentences", "text_rows"]
+def passages(document, words):
+    """A document as passages of consecutive sentences, at most `words` words each; a longer sentence is cut."""
+    found, passage = [], []
+    for sentence in sentences(document):
+        sentence = sentence.split()
+        for part in (sentence[i : i + words] for i in range(0, len(sentence), words)):
+            if passage and len(passage) + len(part) > words:
+                found.append(" ".join(passage))
+                passage = []
+            passage += part
+    return found + [" ".join(passage)] * bool(passage)
+
+
+__all__ = ["TEXT_COLUMNS", "passages", "sentences", "text_rows"]
