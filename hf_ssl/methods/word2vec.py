@@ -152,7 +152,8 @@ class Word2VecForPreTraining(SSLModel):
         """word2vec.c: input vectors as Word2VecModel says, all output vectors 0."""
         if module is self:
             init.ones_(self.counts)
-            init.zeros_(self.output_embeddings.weight)
+        elif module is self.output_embeddings:
+            init.zeros_(module.weight)
         elif module is self.words.embeddings:
             self.words._init_weights(module)
 
