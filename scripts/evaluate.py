@@ -53,6 +53,7 @@ def main():
     texts.add_argument(
         "--fine_tune_learning_rate", type=float, help="None: 5e-5, for BERT-base; small models want more."
     )
+    texts.add_argument("--word_files", nargs="+", help="Similarity judgements and analogies, for the protocol words.")
     args = vars(parser.parse_args())
     state = process_state()
     set_up_logging()

@@ -17,6 +17,7 @@ from .low_label import balanced_subset, low_label
 from .protocols import Metric, results_table
 from .text import evaluate_text
 from .text_encoders import BagOfWords, TextEncoder, bag_of_words, load_text_encoder
+from .words import WordVectors
 
 EVALUATIONS = {"image": evaluate_images, "text": evaluate_text}
 PROTOCOLS = tuple(dict.fromkeys((*images.PROTOCOLS, *text.PROTOCOLS)))
@@ -31,6 +32,7 @@ __all__ = [
     "Metric",
     "PixelEncoder",
     "TextEncoder",
+    "WordVectors",
     "bag_of_words",
     "balanced_subset",
     "checksum",

@@ -66,7 +66,8 @@ METRICS = {
 @dataclass
 class Source:
     """Where data come from, as the arguments of `load_split` say it. columns: the input columns, if they were named.
-    max_samples: rows drawn from each split. sample: the embedded data set that is taken if there is no name."""
+    max_samples: rows drawn from each split. sample: the embedded data set that is taken if there is no name. word_files: tests
+    of word vectors that the user brings."""
 
     sample: str
     dataset_name: str | None = None
@@ -77,6 +78,7 @@ class Source:
     streaming: bool = False
     max_samples: int | None = None
     seed: int = 0
+    word_files: tuple = ()
 
     def train_rows(self):
         return self._load(self.train_split)
@@ -242,7 +244,11 @@ def _in_order(rows):
 
 
 def _metric(column, known):
-    """The Metric of a column; linear_probe_1% is linear_probe's on a part of the labels."""
+    """The Metric of a column; linear_probe_1% is linear_probe's on a part of the labels, similarity:simlex999 is
+    similarity's on a file of that name."""
+    stem, colon, file = column.partition(":")
+    if colon:
+        return Metric(**asdict(known[stem]) | {"name": f"{known[stem].name}, {file}", "dataset": file})
     stem, _, part = column.rpartition("_")
     if column in known or not part.endswith("%"):
         return known[column]

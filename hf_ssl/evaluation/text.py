@@ -9,7 +9,7 @@ import torch
 
 from ..data.text import passages
 from ..errors import InputError
-from . import pictures
+from . import pictures, words
 from .encoders import random_encoder
 from .features import checked_labels, take_samples
 from .fine_tune import FRACTIONS, LabelledRows
@@ -19,7 +19,7 @@ from .fine_tune_text import TASKS, fine_tune_text
 from .protocols import FROZEN, SETTINGS, Source, Splits, check_protocols, run_protocols
 from .text_encoders import FIT_ROWS, bag_of_words, load_text_encoder, text_and_label
 
-EXTRA = {}  # protocols that need no labels: name to module, as protocols.py describes
+EXTRA = {"words": words}  # protocols that need no labels: name to module, as protocols.py describes
 PROTOCOLS = (*SETTINGS, "tsne", *EXTRA)
 WORDS_PER_TOKEN = 0.5  # so that most passages of so many words fit into max_length
 PEEK = 100  # rows looked at to see whether labels are kept secret
@@ -30,7 +30,8 @@ def evaluate_text(
     name_or_path, dataset_name=None, config_name=None, protocols=("knn", "linear_probe"), train_split="train",
     test_split="test", text_column=None, label_column=None, *, text_column_2=None, max_length=None, cut_passages=None,
     feature=None, task=None, seed=0, max_samples=None, streaming=False, fine_tune_epochs=None,
-    fine_tune_learning_rate=None, fine_tune_fractions=FRACTIONS, output_dir=None, baselines=True, revision=None,
+    fine_tune_learning_rate=None, fine_tune_fractions=FRACTIONS, word_files=(), output_dir=None, baselines=True,
+    revision=None,
 ):  # fmt: skip
     """Run `protocols`, some of PROTOCOLS, on a text encoder and return the results; None but on the main process.
 
@@ -39,6 +40,8 @@ def evaluate_text(
     most that the model takes. cut_passages: cut documents into passages of about that length, which keep the document's
     label; None: only the embedded ones. feature: mean, pooler or cls. task: a GLUE task, which says what fine-tuning is
     measured by; None: config_name. baselines: also evaluate a bag of words and the encoder at random initialisation.
+
+    word_files: of the protocol `words`: similarity judgements and analogies (see words.py).
 
     Labels that are floats are for fine-tuning by regression only. Raises InputError.
     """
@@ -53,11 +56,13 @@ def evaluate_text(
     if dataset_name is None and max_samples is None:
         max_samples = SAMPLE_ROWS
     split_names, columns = (train_split, test_split), tuple(name for name in (text_column, text_column_2) if name)
-    source = Source("text", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed)
+    source = Source(
+        "text", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed, tuple(word_files or ())
+    )
     labelled = set(protocols) - set(EXTRA)
     cut_passages = dataset_name is None if cut_passages is None else cut_passages
-    words = max(1, int(WORDS_PER_TOKEN * encoder.max_length)) if cut_passages else None
-    data = load_texts(source, label_column, words) if labelled else None
+    length = max(1, int(WORDS_PER_TOKEN * encoder.max_length)) if cut_passages else None
+    data = load_texts(source, label_column, length) if labelled else None
     if data:
         data.description["max_length"] = encoder.max_length
         if _regression(data) and (refused := sorted(FROZEN & labelled)):

@@ -5,6 +5,7 @@ as gensim ships them; lines of # and a first line of titles are passed by). Anal
 the titles of their sections after a colon (questions-words.txt of word2vec.c). Neither comes with the package.
 """
 
+import logging
 import re
 from pathlib import Path
 
@@ -14,8 +15,24 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer
 
+from ..checkpoints import write_json
 from ..errors import InputError
+from .processes import process_state
+from .protocols import Metric, percent
 
+logger = logging.getLogger(__name__)
+SETTINGS = {
+    "similarity": "Spearman's rank correlation of cosines with human judgements",
+    "analogies": "3CosAdd on unit vectors, the words of the question excluded, among the 300,000 most frequent words",
+    "unknown": "pairs and questions with a word that is not in the vocabulary are left out and counted",
+}
+METRICS = {  # of a file, whose name stands after a colon
+    "similarity": Metric("word similarity", "spearman", "x 100", task="sentence-similarity"),
+    "analogies": Metric("word analogies", task="sentence-similarity"),
+    "unknown": Metric("left out for an unknown word", "share", task="sentence-similarity"),
+}
+DETAILS_FILE = "word_tests.json"
+SHOWN = ("king", "france", "water", "three", "good")  # whose neighbours are told, where they are known
 CHUNK = 256  # analogies that are compared with all words at a time
 MAP_WORDS = 150  # that the picture shows
 
@@ -31,21 +48,23 @@ class WordVectors:
     @classmethod
     def from_pretrained(cls, name_or_path, **kwargs):
         """From a release of word vectors, a folder or Hub id, or from any model with a tokenizer and input embeddings."""
-        import hf_ssl.methods  # noqa: F401 (registers our architectures)
+        from ..methods import METHODS  # noqa: F401 (registers our architectures)
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
-            table = AutoModel.from_pretrained(name_or_path, **kwargs).get_input_embeddings().weight.detach()
+            model = AutoModel.from_pretrained(name_or_path, **kwargs)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise InputError(f"'{name_or_path}' is not a folder or Hub id of word vectors: {reason}.") from error
+        return cls.of_model(model, tokenizer)
+
+    @classmethod
+    def of_model(cls, model, tokenizer):
+        """The input embeddings of any model with a tokenizer."""
+        table = model.get_input_embeddings().weight.detach().cpu()
         special = set(tokenizer.all_special_tokens)
-        words = sorted(
-            (number, word)
-            for word, number in tokenizer.get_vocab().items()
-            if word not in special and number < len(table)
-        )
-        return cls([word for _, word in words], table[[number for number, _ in words]])
+        known = [(n, word) for word, n in tokenizer.get_vocab().items() if word not in special and n < len(table)]
+        return cls([word for _, word in sorted(known)], table[sorted(number for number, _ in known)])
 
     @classmethod
     def load(cls, path):
@@ -96,6 +115,36 @@ class WordVectors:
         cosines, numbers = (self.unit @ wanted).topk(min(count + len(without), len(self.words)))
         found = zip(numbers.tolist(), cosines.tolist(), strict=True)
         return [(self.words[number], cosine) for number, cosine in found if number not in without][:count]
+
+
+def run(encoders, source, output_dir):
+    """The protocol `words`: the files that the user brings, a map, some neighbours; as protocols.py describes."""
+    if not process_state().is_main_process:
+        return {}
+    rows = {row: each for row, each in encoders.items() if hasattr(each.model, "get_input_embeddings")}
+    vectors = {row: WordVectors.of_model(each.model, each.processor) for row, each in rows.items()}
+    numbers, details = {row: {} for row in vectors}, {}
+    for path in map(Path, source.word_files):
+        for row, own in vectors.items():
+            if any(line.startswith(":") for line in _lines(path)):
+                found = word_analogies(own, path)
+                total = found["total"]
+                score = {f"analogies:{path.stem}": percent(total["correct"] / total["questions"])}
+                unknown = total["unknown"] / (total["unknown"] + total["questions"])
+            else:
+                found = word_similarity(own, path)
+                score = {f"similarity:{path.stem}": percent(found["spearman"])}
+                unknown = found["unknown"] / found["pairs"]
+            numbers[row] |= score | {f"unknown:{path.stem}": percent(unknown)}
+            details.setdefault(row, {})[path.stem] = found
+    own = vectors["pretrained"]
+    for word in filter(own.__contains__, SHOWN):
+        logger.info("%s: %s", word, ", ".join(near for near, _ in own.most_similar(word, 8)))
+    if output_dir is not None:
+        save_word_map(Path(output_dir) / "images/word_map.png", own, seed=source.seed)
+        if details:
+            write_json(Path(output_dir) / DETAILS_FILE, details)
+    return numbers
 
 
 def word_similarity(vectors, path):
@@ -249,4 +298,13 @@ def _known(vectors, word):
     return next((form for form in (word, word.lower()) if form in vectors), None)
 
 
-__all__ = ["WordVectors", "read_word2vec", "save_word_map", "word_analogies", "word_similarity"]
+__all__ = [
+    "METRICS",
+    "SETTINGS",
+    "WordVectors",
+    "read_word2vec",
+    "run",
+    "save_word_map",
+    "word_analogies",
+    "word_similarity",
+]
