@@ -9,11 +9,13 @@ from transformers import (
 )
 
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
+from .bert import BERTConfig, BERTForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
 
 METHODS = {
+    "bert": BERTForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
     "simclr": SimCLRForPreTraining,
@@ -31,6 +33,8 @@ AutoBackbone.register(SSLResNetConfig, SSLResNetBackbone, exist_ok=True)
 
 __all__ = [
     "METHODS",
+    "BERTConfig",
+    "BERTForPreTraining",
     "MAEConfig",
     "MAEForPreTraining",
     "MoCoConfig",

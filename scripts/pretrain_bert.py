@@ -1,0 +1,69 @@
+"""Pretrain BERT (Devlin et al. 2018): masked words and next sentences.
+
+accelerate launch scripts/pretrain_bert.py                   # the embedded documents, some minutes on a CPU
+accelerate launch scripts/pretrain_bert.py --dataset_name path/to/documents --backbone small --output_dir runs/mine
+accelerate launch scripts/pretrain_bert.py --backbone google-bert/bert-base-uncased --dataset_name path/to/documents \\
+    --config_overrides next_sentence_prediction=false --output_dir runs/more      # words only, rows packed with text
+"""
+
+from hf_ssl import BERTConfig, BERTForPreTraining
+from hf_ssl.arguments import TokenArguments
+from hf_ssl.cli import build_model, parse_arguments, text_data, text_documents, text_tokenizer
+from hf_ssl.data import load_split
+from hf_ssl.errors import InputError, run_script
+from hf_ssl.evaluation.language_model import evaluate_language_model, load_language_model, random_language_model
+from hf_ssl.hub import save_release
+from hf_ssl.training import train
+
+
+def bert(width, layers):
+    """The sizes of google-research/bert; its heads are 64 wide."""
+    sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width)
+    return dict(backbone_config=dict(model_type="bert", **sizes))
+
+
+# appendix A.2: batch 256 in all, a million steps, 90% of them at 128 tokens
+PAPER = dict(
+    output_dir="outputs/bert", train_tokenizer=True, learning_rate=1e-4, lr_scheduler_type="linear", warmup_steps=0.01,
+    adam_beta2=0.999, adam_epsilon=1e-6, weight_decay=0.01, max_grad_norm=1.0, per_device_train_batch_size=64,
+    num_train_epochs=40, test_split="validation",
+)  # fmt: skip
+MINUTES = dict(
+    vocab_size=6000, max_seq_length=64, dupe_factor=5, num_train_epochs=4, learning_rate=2e-3, warmup_steps=0.1, cpu_threads=1,
+)  # fmt: skip
+RECIPES = {
+    "tiny": (bert(128, 2), PAPER | MINUTES),
+    "mini": (bert(256, 4), PAPER | MINUTES),
+    "small": (bert(512, 4), PAPER),
+    "medium": (bert(512, 8), PAPER),
+    "large": (bert(1024, 24), PAPER),
+    "base": (bert(768, 12), PAPER),
+}
+
+
+def main():
+    config, args = parse_arguments(BERTConfig, RECIPES, TokenArguments, __doc__)
+    documents, column = text_documents(args)
+    tokenizer = text_tokenizer(config, args, documents, column)
+    rows, decoder = text_data(config, args, documents, column, tokenizer)
+    run = train(build_model(BERTForPreTraining, config, args), rows, decoder, args, tokenizer)
+    if run.is_main_process:
+        save_release(run, tokenizer)
+        print_scores(args)
+
+
+def print_scores(args):
+    """On held-out documents, beside random initialisation."""
+    model, tokenizer = load_language_model(args.output_dir)
+    try:
+        documents = load_split(args.dataset_name, args.test_split, sample="text", config_name=args.dataset_config_name)
+    except InputError as error:
+        print(f"The release is whole but was not evaluated: {error}")
+        return
+    for name, scored in (("pretrained", model), ("random initialisation", random_language_model(model, args.seed))):
+        results = evaluate_language_model(scored, tokenizer, documents["text"], args.max_seq_length)
+        print(name, ", ".join(f"{key} {value:.4g}" for key, value in results.items()))
+
+
+if __name__ == "__main__":
+    run_script(main)
