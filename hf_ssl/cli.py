@@ -175,7 +175,9 @@ def text_tokenizer(config, args, documents, column):
     if not begun_from:
         native.vocab_size, native.pad_token_id = len(tokenizer), found["pad_token_id"]
     elif len(tokenizer) > native.vocab_size:
-        raise InputError(f"tokenizer_name '{name}' has {len(tokenizer)} entries, the backbone only {native.vocab_size}.")
+        raise InputError(
+            f"tokenizer_name '{name}' has {len(tokenizer)} entries, the backbone only {native.vocab_size}."
+        )
     if args.max_seq_length > native.max_position_embeddings:
         raise InputError(
             f"max_seq_length {args.max_seq_length} exceeds the backbone's {native.max_position_embeddings} positions: lower "
@@ -225,6 +227,9 @@ def set_up_logging():
     level = logging.INFO if main else logging.ERROR
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("hf_ssl").setLevel(level)
+    logging.getLogger("accelerate.utils.other").setLevel(
+        logging.ERROR
+    )  # tells at each checkpoint of weights that are tied
     logging.captureWarnings(True)
     warnings.simplefilter("default" if main else "ignore")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

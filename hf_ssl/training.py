@@ -136,8 +136,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     """Train `model`, from scratch or from a checkpoint.
 
     data: a `datasets.Dataset` or `IterableDataset`. decoder: what turns its rows to batches (`hf_ssl.data.loader`), its
-    `view` what turns those to `forward`'s arguments on the device. tokenizer: kept with the checkpoints. SIGTERM saves a checkpoint and ends the program with
-    exit code 143.
+    `view` what turns those to `forward`'s arguments on the device. tokenizer: of text, kept beside the checkpoints. SIGTERM
+    saves a checkpoint and ends the program with exit code 143.
     """
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)

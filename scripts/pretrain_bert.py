@@ -18,7 +18,9 @@ from hf_ssl.training import train
 
 def bert(width, layers):
     """The sizes of google-research/bert; its heads are 64 wide."""
-    sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width)
+    sizes = dict(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width
+    )
     return dict(backbone_config=dict(model_type="bert", **sizes))
 
 

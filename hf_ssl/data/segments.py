@@ -48,7 +48,9 @@ def token_rows(data, column, tokenizer, max_seq_length, pairs=True, copies=1, se
     settings = (data._fingerprint, column, tokenizer.get_vocab(), max_seq_length, pairs, copies, seed)
     rows = data.map(make, new_fingerprint=Hasher.hash(settings), **how)
     if len(rows) == 0:
-        raise DataError(f"Nothing is left of the {len(data)} documents in '{column}': found no sentence in any of them.")
+        raise DataError(
+            f"Nothing is left of the {len(data)} documents in '{column}': found no sentence in any of them."
+        )
     return rows
 
 
@@ -110,11 +112,12 @@ def _pieces(text):
     """The sentences of a document, cut where it exceeds PIECE characters."""
     piece, size = [], 0
     for sentence in sentences(text):
-        if piece and size + len(sentence) > PIECE:
-            yield piece
-            piece, size = [], 0
-        piece.append(sentence)
-        size += len(sentence)
+        for part in (sentence[start : start + PIECE] for start in range(0, len(sentence), PIECE)):
+            if piece and size + len(part) > PIECE:
+                yield piece
+                piece, size = [], 0
+            piece.append(part)
+            size += len(part)
     if piece:
         yield piece
 
@@ -173,7 +176,7 @@ def _truncated(first, second, room, draw):
 
 
 def packed(documents, max_seq_length, cls, sep):
-    """Rows (tokens, lengths of their texts, 0) that are full but for less than SMALLEST tokens: each text is [CLS], a
+    """Rows (tokens, lengths of their texts) that are full but for less than SMALLEST tokens: each text is [CLS], a
     document or as much of it as fits, [SEP]."""
     row, lengths = [], []
     for document in documents:
@@ -181,14 +184,14 @@ def packed(documents, max_seq_length, cls, sep):
         start = 0
         while start < len(tokens):
             if row and max_seq_length - len(row) < SMALLEST:
-                yield row, lengths, 0
+                yield row, lengths
                 row, lengths = [], []
             text = tokens[start : start + max_seq_length - len(row) - 2]
             start += len(text)
             row = [*row, cls, *text, sep]
             lengths = [*lengths, len(text) + 2]
     if row:
-        yield row, lengths, 0
+        yield row, lengths
 
 
 class TokenBatches:
@@ -208,7 +211,9 @@ class TokenBatches:
         which number the texts of a row from 1, 0 for padding."""
         input_ids = _padded([row["input_ids"] for row in rows], self.pad_token_id)
         numbers = torch.arange(1, 1 + max(len(row["lengths"]) for row in rows))
-        part = _padded([numbers[: len(row["lengths"])].repeat_interleave(torch.tensor(row["lengths"])) for row in rows])
+        part = _padded(
+            [numbers[: len(row["lengths"])].repeat_interleave(torch.tensor(row["lengths"])) for row in rows]
+        )
         if self.static_masks:
             sample_seeds = torch.tensor([row["seed"] for row in rows])
         batch = {"input_ids": input_ids, "sample_seeds": sample_seeds}

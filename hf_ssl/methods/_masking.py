@@ -7,7 +7,9 @@ from ._random import fold_in, uniform
 _POSITIONS, _ACTIONS, _WORDS = 1, 2, 3  # each draw has its own stream
 
 
-def mask_tokens(input_ids, maskable, lengths, seeds, *, probability, most, mask_id, vocab_size, masked=0.8, random=0.1):
+def mask_tokens(
+    input_ids, maskable, lengths, seeds, *, probability, most, mask_id, vocab_size, masked=0.8, random=0.1
+):
     """Hide exactly min(most, max(1, round(probability x length))) tokens of each row, as far as it has so many maskable.
 
     input_ids, maskable: (N, L). lengths: (N,), the tokens that a row counts. seeds: (N,) int64; a row's draws follow from
