@@ -81,7 +81,7 @@ class RowMaker:
                 for a, b, is_random in segment_pairs(documents, number, self.max_seq_length - 3, draw):
                     rows.append(([cls, *a, sep, *b, sep], [len(a) + 2, len(b) + 1], int(is_random)))
         draw.shuffle(rows)
-        return [(*row, seed_from(self.seed, text, number)) for number, row in enumerate(rows)]
+        return [(*row, draw.getrandbits(63)) for row in rows]
 
     def tokenize(self, documents):
         """Lists of sentences, each a list of tokens; what has no tokens is left out."""
@@ -165,14 +165,14 @@ def _random_segment(documents, number, target, draw):
 
 def _truncated(first, second, room, draw):
     """Both segments, the longer one shortened token by token, at the front or at the back."""
-    spans = [0, len(first)], [0, len(second)]
-    while sum(end - start for start, end in spans) > room:
-        span = spans[0] if spans[0][1] - spans[0][0] > spans[1][1] - spans[1][0] else spans[1]
+    front, back = [0, 0], [len(first), len(second)]
+    while (length := back[0] - front[0]) + (other := back[1] - front[1]) > room:
+        longer = 0 if length > other else 1
         if draw.random() < 0.5:
-            span[0] += 1
+            front[longer] += 1
         else:
-            span[1] -= 1
-    return first[slice(*spans[0])], second[slice(*spans[1])]
+            back[longer] -= 1
+    return first[front[0] : back[0]], second[front[1] : back[1]]
 
 
 def packed(documents, max_seq_length, cls, sep):

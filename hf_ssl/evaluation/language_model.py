@@ -95,7 +95,7 @@ def evaluate_language_model(model, tokenizer, documents, max_seq_length=128, see
         each = min(len(true), len(random))
         known = sum(true[:each]) + sum(random[:each])
         results |= {"nsp_accuracy": 100 * known / max(2 * each, 1), "nsp_pairs": 2 * each}
-        results["nsp_p_value"] = binomtest(known, 2 * each, alternative="greater").pvalue if each else 1.0
+        results["nsp_p_value"] = float(binomtest(known, 2 * each, alternative="greater").pvalue) if each else 1.0
     return results
 
 
