@@ -5,6 +5,7 @@ number by random number. Two things differ: the random second segment comes from
 BLOCK documents, so that a stream is read with bounded memory, and documents of more than PIECE characters are cut.
 """
 
+import json
 import random
 import zlib
 from itertools import chain, islice
@@ -44,14 +45,22 @@ def token_rows(data, column, tokenizer, max_seq_length, pairs=True, copies=1, se
     how = dict(batched=True, batch_size=BLOCK, remove_columns=[column], features=FEATURES)
     if not isinstance(data, Dataset):
         return data.map(make, **how)
-    # the default fingerprint would also hash what calling a tokenizer changes in it
-    settings = (data._fingerprint, column, tokenizer.get_vocab(), max_seq_length, pairs, copies, seed)
+    settings = (data._fingerprint, column, _identity(tokenizer), max_seq_length, pairs, copies, seed)
     rows = data.map(make, new_fingerprint=Hasher.hash(settings), **how)
     if len(rows) == 0:
         raise DataError(
             f"Nothing is left of the {len(data)} documents in '{column}': found no sentence in any of them."
         )
     return rows
+
+
+def _identity(tokenizer):
+    """What decides its tokens, without what calling it leaves in it."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    if not tokenizer.is_fast:
+        return vocabulary
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return vocabulary, state["normalizer"], state["pre_tokenizer"]
 
 
 class RowMaker:

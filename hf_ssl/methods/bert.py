@@ -118,7 +118,7 @@ class BERTForPreTraining(SSLModel):
         if self.config.next_sentence_prediction:
             follows = self.cls.seq_relationship(encoded.pooler_output)  # (N, 2)
             loss = loss + F.cross_entropy(follows.float(), next_sentence_label)
-        hidden = torch.zeros_like(input_ids).flatten().index_put((chosen,), targets.ne(-100).long(), accumulate=True)
+        hidden = torch.zeros_like(input_ids).flatten().scatter(0, chosen, targets.ne(-100).long())
         features = _mean(tokens.detach(), attention_mask)
         return SSLOutput(loss=loss, logits=logits, features=features, mask=hidden.view_as(input_ids))
 
@@ -142,6 +142,11 @@ class BERTForPreTraining(SSLModel):
         """The output of BertModel; texts that share a row count their positions and attend by themselves."""
         position_ids = None
         if document_ids is not None:
+            if self.bert.config._attn_implementation not in ("eager", "sdpa", "flex_attention"):
+                found = self.bert.config._attn_implementation
+                raise ValueError(
+                    f"Packed texts need attn_implementation sdpa, eager or flex_attention, found '{found}'."
+                )
             index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
             begins = document_ids.diff(dim=1, prepend=document_ids[:, :1] - 1).ne(0)
             position_ids = index - index.where(begins, 0).cummax(1).values
