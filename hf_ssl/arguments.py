@@ -57,4 +57,22 @@ class WordArguments(RunArguments):
     )
 
 
-__all__ = ["ImageArguments", "TextArguments", "TwoViewArguments", "WordArguments"]
+@dataclass
+class TokenArguments(TextArguments):
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Hub id or folder; none: the backbone's, or as train_tokenizer says."}
+    )
+    train_tokenizer: bool = field(default=False, metadata={"help": "Learn a WordPiece vocabulary from the documents."})
+    vocab_size: int = field(default=30522, metadata={"help": "Entries of the vocabulary that is learnt."})
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens of a row, special ones counted."})
+    dupe_factor: int = field(default=1, metadata={"help": "How often each document is cut, each time differently."})
+    static_masking: bool = field(default=False, metadata={"help": "Hide the same tokens of a row in every epoch."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("vocab_size", 6), ("max_seq_length", 5), ("dupe_factor", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, found {getattr(self, name)}.")
+
+
+__all__ = ["ImageArguments", "TextArguments", "TokenArguments", "TwoViewArguments", "WordArguments"]

@@ -1,7 +1,8 @@
 """The folder of a run, and its checkpoints, which are whole or not there: written to the side, hashed, then renamed.
 
 A checkpoint is `checkpoints/step_<n>/`: what Accelerate saves (weights, optimizer), `loader_<rank>.json` for each
-process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file.
+process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file. Beside them stands
+`checkpoints/tokenizer/`, if the data is text.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from .errors import InputError
 
 logger = logging.getLogger(__name__)
-RUN_FILE, MANIFEST = "run.json", "manifest.json"
+RUN_FILE, MANIFEST, TOKENIZER = "run.json", "manifest.json", "tokenizer"
 
 
 class CheckpointError(InputError):
@@ -201,6 +202,24 @@ def load_checkpoint(accelerator, folder):
     # A process that is new takes the first one's position: for rows that can be indexed it is that of all, and a stream
     # says that it cannot go on. The broken rows stay with those who counted them.
     return state, json.loads((Path(folder) / "loader_0.json").read_text()) | {"broken": 0}
+
+
+def keep_tokenizer(output_dir, tokenizer):
+    """Save it beside the checkpoints, whole or not at all: a run that is taken up must read its text alike."""
+    folder = Path(output_dir) / "checkpoints"
+    partial = folder / f".{TOKENIZER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer.save_pretrained(partial)
+    if not (folder / TOKENIZER).is_dir():
+        os.replace(partial, folder / TOKENIZER)
+
+
+def kept_tokenizer(output_dir, resume_from):
+    """The folder of the tokenizer of the run that is taken up, or None."""
+    if resume_from is None:
+        return None
+    folder = Path(output_dir) / "checkpoints" if resume_from == "auto" else Path(resume_from).resolve().parent
+    return folder / TOKENIZER if (folder / TOKENIZER).is_dir() else None
 
 
 def write_json(path, content):

@@ -10,13 +10,23 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, HfArgumentParser, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, HfArgumentParser, PreTrainedConfig
 from transformers.utils import cached_file
 
-from .checkpoints import RUN_FILE
-from .data import TWO_VIEWS, ImageDecoder, TwoViews, image_rows, load_split, text_rows
+from .checkpoints import RUN_FILE, kept_tokenizer
+from .data import (
+    TWO_VIEWS,
+    ImageDecoder,
+    TokenBatches,
+    TwoViews,
+    image_rows,
+    load_split,
+    text_rows,
+    token_rows,
+    train_wordpiece,
+)
 from .data.words import Corpus
 from .errors import InputError
 from .evaluation.processes import process_state
@@ -98,7 +108,7 @@ def build_model(model_class, config, args):
     torch.manual_seed(args.seed)
     model = _checked(lambda: model_class(config))
     if encoder := config.backbone_config.name_or_path:
-        weights = AutoModel.from_pretrained(encoder, dtype=torch.float32)
+        weights = model_class.encoder_class.from_pretrained(encoder, dtype=torch.float32)
         _checked(lambda: model.load_encoder(weights), f"backbone '{encoder}' does not fit config_overrides: ")
     return model
 
@@ -133,16 +143,70 @@ def image_data(args, channels, view):
     return rows.select_columns([column]), ImageDecoder(column, channels, view)
 
 
+def text_documents(args):
+    """(documents, their column) that `--dataset_name` names."""
+    name, config_name = args.dataset_name, args.dataset_config_name
+    documents = load_split(name, args.train_split, sample="text", config_name=config_name, streaming=args.streaming)
+    return text_rows(documents, args.text_column)
+
+
+def text_tokenizer(config, args, documents, column):
+    """The tokenizer that a resumed run began with, that `--tokenizer_name` names or the backbone brings, or one learnt
+    from the documents. `config` takes over its vocabulary. Called by every process."""
+    native = config.backbone_config
+    begun_from = config.name_or_path or native.name_or_path
+    kept = kept_tokenizer(args.output_dir, args.resume_from_checkpoint)
+    if name := kept or args.tokenizer_name or begun_from:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"tokenizer_name '{name}' is not a folder or Hub id with a tokenizer.") from error
+    elif args.train_tokenizer:
+        told = [None]
+        if process_state().is_main_process:
+            texts = lambda: (text or "" for block in documents.iter(1000) for text in block[column])  # noqa: E731
+            told = [train_wordpiece(texts, args.vocab_size, args.max_seq_length)]
+        [tokenizer] = broadcast_object_list(told)
+    else:
+        raise InputError("There is no vocabulary: name one by --tokenizer_name, or learn one by --train_tokenizer.")
+
+    found = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("mask", "cls", "sep", "pad")}
+    if None in found.values():
+        raise InputError(f"tokenizer_name '{name}' is not of a masked language model: found {found}.")
+    if not begun_from:
+        native.vocab_size, native.pad_token_id = len(tokenizer), found["pad_token_id"]
+    elif len(tokenizer) > native.vocab_size:
+        raise InputError(
+            f"tokenizer_name '{name}' has {len(tokenizer)} entries, the backbone only {native.vocab_size}."
+        )
+    if args.max_seq_length > native.max_position_embeddings:
+        raise InputError(
+            f"max_seq_length {args.max_seq_length} exceeds the backbone's {native.max_position_embeddings} positions: lower "
+            "it, or set --config_overrides backbone_config.max_position_embeddings."
+        )
+    config.mask_token_id = found["mask_token_id"]
+    config.special_token_ids = [found["cls_token_id"], found["sep_token_id"]]
+    return tokenizer
+
+
+def text_data(config, args, documents, column, tokenizer):
+    """(rows of tokens, their decoder): pairs of segments, or packed text if the model predicts no next sentences."""
+    pairs, state = config.next_sentence_prediction, process_state()
+    with state.main_process_first():  # which prepares the rows for all
+        rows = token_rows(documents, column, tokenizer, args.max_seq_length, pairs, args.dupe_factor, args.seed)
+    return rows, TokenBatches(tokenizer.pad_token_id, pairs, args.static_masking)
+
+
 def word_corpus(args, min_count):
     """The words of the text that `--dataset_name` names, counted by all processes together."""
     if args.num_train_epochs <= 0:
         raise InputError(f"There is nothing to train: num_train_epochs={args.num_train_epochs}.")
-    name, config_name, streaming = args.dataset_name, args.dataset_config_name, args.streaming
-    rows = load_split(name, args.train_split, sample="text", config_name=config_name, streaming=streaming)
-    rows, column = text_rows(rows, args.text_column)
+    documents, column = text_documents(args)
     state = process_state()
     gather = lambda part: gather_object([part])  # noqa: E731
-    return Corpus(rows, column, min_count, args.text_is_prepared, state.process_index, state.num_processes, gather)
+    return Corpus(
+        documents, column, min_count, args.text_is_prepared, state.process_index, state.num_processes, gather
+    )
 
 
 def override_config(config, overrides):
@@ -176,6 +240,9 @@ def set_up_logging():
     level = logging.INFO if main else logging.ERROR
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("hf_ssl").setLevel(level)
+    logging.getLogger("accelerate.utils.other").setLevel(
+        logging.ERROR
+    )  # tells at each checkpoint of weights that are tied
     logging.captureWarnings(True)
     warnings.simplefilter("default" if main else "ignore")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

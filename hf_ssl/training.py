@@ -14,7 +14,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast, gather_object
 from tqdm.auto import tqdm
 
-from .checkpoints import claim_output_dir, load_checkpoint, save_checkpoint
+from .checkpoints import claim_output_dir, keep_tokenizer, load_checkpoint, save_checkpoint
 from .data.loader import TrainLoader
 from .data.loading import DataError
 from .errors import InputError
@@ -147,12 +147,12 @@ class TrainingRun:
     is_main_process: bool
 
 
-def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRun:
+def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=None) -> TrainingRun:
     """Train `model`, from scratch or from a checkpoint.
 
     data: a `datasets.Dataset` or `IterableDataset`. decoder: what turns its rows to batches (`hf_ssl.data.loader`), its
-    `view` what turns those to `forward`'s arguments on the device. SIGTERM saves a checkpoint and ends the program with
-    exit code 143.
+    `view` what turns those to `forward`'s arguments on the device. tokenizer: of text, kept beside the checkpoints. SIGTERM
+    saves a checkpoint and ends the program with exit code 143.
     """
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)
@@ -173,6 +173,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     except ValueError as error:
         raise InputError(str(error)) from error
     checkpoint = claim_output_dir(accelerator, output_dir, model.config, args)
+    if tokenizer is not None and accelerator.is_main_process:
+        keep_tokenizer(output_dir, tokenizer)
 
     choose_kernels(model, accelerator)
     optimizer = build_optimizer(model, learning_rate, args, fused=not _is_sharded(accelerator))

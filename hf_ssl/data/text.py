@@ -1,9 +1,13 @@
 """Text columns: finding them, and cutting documents into sentences."""
 
+import re
+
 from .loading import DataError, find_column
 
 TEXT_COLUMNS = ("text", "document", "sentence", "content", "article")
 _TEXT = ("string", "large_string")
+PROSE = 500  # characters a line from which lines are taken for paragraphs: no corpus of sentences has such a mean
+_SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]]))\s+(?=["'(\[]?[A-Z0-9])""")
 
 
 def text_rows(data, text_column=None):
@@ -18,8 +22,12 @@ def text_rows(data, text_column=None):
 
 
 def sentences(document):
-    """The sentences of a document, one a line; empty lines part paragraphs and are left out."""
-    return [line for line in map(str.strip, document.split("\n")) if line]
+    """The sentences of a document, one a line; empty lines part paragraphs and are left out. Running prose is cut where
+    a full stop, question or exclamation mark stands before a space and a capital or digit."""
+    lines = [line for line in map(str.strip, document.splitlines()) if line]
+    if sum(map(len, lines)) <= PROSE * len(lines):
+        return lines
+    return [sentence for line in lines for sentence in _SENTENCE_END.split(line)]
 
 
 def passages(document, words):

@@ -9,7 +9,7 @@ import torch
 
 from ..data.text import passages
 from ..errors import InputError
-from . import pictures, words
+from . import language_model, pictures, words
 from .encoders import random_encoder
 from .features import checked_labels, take_samples
 from .fine_tune import FRACTIONS, LabelledRows
@@ -19,7 +19,10 @@ from .fine_tune_text import TASKS, fine_tune_text
 from .protocols import FROZEN, SETTINGS, Source, Splits, check_protocols, run_protocols
 from .text_encoders import FIT_ROWS, bag_of_words, load_text_encoder, text_and_label
 
-EXTRA = {"words": words}  # protocols that need no labels: name to module, as protocols.py describes
+EXTRA = {
+    "language_model": language_model,
+    "words": words,
+}  # protocols that need no labels: name to module, as protocols.py describes
 PROTOCOLS = (*SETTINGS, "tsne", *EXTRA)
 WORDS_PER_TOKEN = 0.5  # so that most passages of so many words fit into max_length
 PEEK = 100  # rows looked at to see whether labels are kept secret

@@ -10,12 +10,14 @@ from transformers import (
 
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
+from .bert import BERTConfig, BERTForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
+    "bert": BERTForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
     "simclr": SimCLRForPreTraining,
@@ -36,6 +38,8 @@ AutoModel.register(WordVectorsConfig, Word2VecModel, exist_ok=True)
 
 __all__ = [
     "METHODS",
+    "BERTConfig",
+    "BERTForPreTraining",
     "MAEConfig",
     "MAEForPreTraining",
     "MoCoConfig",
