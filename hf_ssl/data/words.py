@@ -112,7 +112,7 @@ class Corpus:
                 cuts = np.searchsorted(words_before, bounds)  # where the first so many words end
                 parts = ((self.ids[cuts[n] : cuts[n + 1]], None) for n in range(block, count))
             for number, (ids, after) in enumerate(parts, start=block):
-                yield epoch, number, torch.from_numpy(ids.astype(np.int64)), after
+                yield epoch, number, torch.from_numpy(ids.astype(np.int64)), after if number + 1 < count else None
             epoch, block, position = epoch + 1, 0, None
 
     def _texts(self):

@@ -32,10 +32,10 @@ class TestSkipGram(MethodTester):
         low = labels <= 5
         near = torch.randint(0, 5, (16, 4), generator=generator)
         input_ids = torch.where(low[:, None], 1 + near, 6 + near)
-        draws = dict(generator=generator, size=(16, self.inputs, 5))
+        draws = dict(generator=generator, size=(16, self.predictors, 5))
         return dict(input_ids=input_ids, labels=labels, negatives=torch.randint(1, 12, **draws))
 
-    inputs = 4
+    predictors = 4
     random_arguments = ("negatives",)
 
     def model(self, seed=0):
@@ -84,7 +84,7 @@ class TestSkipGram(MethodTester):
 class TestCBOW(TestSkipGram):
     config = TestSkipGram.config | dict(architecture="cbow")
     chance_loss = 6 * math.log(2)
-    inputs = 1
+    predictors = 1
 
 
 class TestHierarchicalSoftmax(TestSkipGram):
