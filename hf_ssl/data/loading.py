@@ -10,7 +10,7 @@ from ..errors import InputError
 
 SAMPLES = Path(__file__).parent / "samples"
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
-_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow", ".txt": "text"}
 
 
 class DataError(InputError):

@@ -19,7 +19,8 @@ from .loading import DataError
 UNKNOWN = "[UNK]"  # id 0: padding and unknown words in the tokenizer, the end of a line in a corpus
 WORD = r"[\pL\pN]+"
 NO_WORD = r"[^\pL\pN]+"
-ROWS = 1000  # split at a time
+ROWS = 1000  # of a stream, split at a time
+LETTERS = 2**23  # of rows that are held, at least
 
 
 def split_words(texts, prepared=False):
@@ -116,10 +117,16 @@ class Corpus:
             epoch, block, position = epoch + 1, 0, None
 
     def _texts(self):
-        data = self.rows.with_format("arrow")
-        for table in data.iter(ROWS):
-            column = table[self.column]
-            yield column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        """The column, in pieces that are worth the overhead of each; lines as rows are short, documents long."""
+        pieces, size = [], 0
+        for table in self.rows.with_format("arrow").iter(ROWS):
+            pieces += pa.chunked_array(table[self.column]).chunks
+            size += sum(piece.nbytes for piece in pieces[-1:])
+            if size > LETTERS:
+                yield pa.concat_arrays(pieces)
+                pieces, size = [], 0
+        if pieces:
+            yield pa.concat_arrays(pieces)
 
     def _read_blocks(self, lengths, position):
         """Cut the stream into blocks of so many words. A position is where the stream stood before the rows that the block
