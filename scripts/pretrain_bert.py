@@ -9,7 +9,7 @@ accelerate launch scripts/pretrain_bert.py --backbone google-bert/bert-base-unca
 from hf_ssl import BERTConfig, BERTForPreTraining
 from hf_ssl.arguments import TokenArguments
 from hf_ssl.cli import build_model, parse_arguments, text_data, text_documents, text_tokenizer
-from hf_ssl.data import load_split
+from hf_ssl.data import load_split, text_rows
 from hf_ssl.errors import InputError, run_script
 from hf_ssl.evaluation.language_model import evaluate_language_model, load_language_model, random_language_model
 from hf_ssl.hub import save_release
@@ -59,12 +59,14 @@ def print_scores(args):
     """On held-out documents, beside random initialisation."""
     model, tokenizer = load_language_model(args.output_dir)
     try:
-        documents = load_split(args.dataset_name, args.test_split, sample="text", config_name=args.dataset_config_name)
+        config_name = args.dataset_config_name
+        documents = load_split(args.dataset_name, args.test_split, sample="text", config_name=config_name)
+        documents, column = text_rows(documents, args.text_column)
     except InputError as error:
         print(f"The release is whole but was not evaluated: {error}")
         return
     for name, scored in (("pretrained", model), ("random initialisation", random_language_model(model, args.seed))):
-        results = evaluate_language_model(scored, tokenizer, documents["text"], args.max_seq_length)
+        results = evaluate_language_model(scored, tokenizer, documents[column], args.max_seq_length)
         print(name, ", ".join(f"{key} {value:.4g}" for key, value in results.items()))
 
 
