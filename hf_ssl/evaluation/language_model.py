@@ -74,8 +74,10 @@ def random_language_model(model, seed=0):
 
 
 @torch.inference_mode()
-def evaluate_language_model(model, tokenizer, documents, max_seq_length=128, seed=0, batch_size=32):
+def evaluate_language_model(model, tokenizer, documents, max_seq_length=None, seed=0, batch_size=32):
     """What `model` scores on `documents`, texts with one sentence a line or running prose: {name: value}.
+
+    max_seq_length: of a row; none: the tokenizer's, at most 128.
 
     mlm_loss: the mean cross-entropy in nats at mlm_tokens hidden tokens, 15% as in training; mlm_perplexity, its exponential;
     mlm_accuracy in %. unigram_loss: what the frequencies of the tokens in these very documents would score there.
@@ -83,6 +85,7 @@ def evaluate_language_model(model, tokenizer, documents, max_seq_length=128, see
     chance, and nsp_p_value, the probability that a coin does as well (binomial test, one-sided).
     Raises InputError if there is no sentence in the documents.
     """
+    max_seq_length = max_seq_length or min(tokenizer.model_max_length, 128)
     pairs = isinstance(model, BertForPreTraining)
     maker = RowMaker(tokenizer, max_seq_length, pairs, seed=seed)
     documents = [sentences(document or "") for document in documents]
