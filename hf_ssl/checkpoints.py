@@ -1,7 +1,8 @@
 """The folder of a run, and its checkpoints, which are whole or not there: written to the side, hashed, then renamed.
 
-A checkpoint is `checkpoints/step_<n>/`: what Accelerate saves (weights, optimizer), `loader_<rank>.json` for each
-process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file.
+A checkpoint is `checkpoints/step_<n>/`: weights and optimizer as safetensors (sharded runs: as Accelerate saves them),
+`loader_<rank>.json` for each process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file.
+Nothing of it is a pickle, so that a checkpoint may come from the Hub.
 """
 
 import hashlib
@@ -9,15 +10,21 @@ import json
 import logging
 import os
 import shutil
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import safe_open
+from safetensors.torch import load_model, save_file, save_model
 
 from .errors import InputError
 
 logger = logging.getLogger(__name__)
 RUN_FILE, MANIFEST = "run.json", "manifest.json"
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 
 class CheckpointError(InputError):
@@ -84,10 +91,11 @@ def _from_main(accelerator, find):
     return told[0]
 
 
-def save_checkpoint(accelerator, output_dir, step, state, loader_state, keep=None):
+def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, loader_state, keep=None):
     """Write `checkpoints/step_<step>` and remove all but the `keep` newest. Called by every process.
 
-    state: JSON-serialisable, the same for all processes; loader_state: this process's own.
+    model, optimizer: as `accelerator.prepare` gave them. state: JSON-serialisable, the same for all processes;
+    loader_state: this process's own.
     Raises CheckpointError, in every process, if one of them cannot write; the earlier checkpoints are then untouched.
     """
     folder = Path(output_dir) / "checkpoints"
@@ -97,10 +105,16 @@ def save_checkpoint(accelerator, output_dir, step, state, loader_state, keep=Non
 
     def write():
         partial.mkdir(parents=True, exist_ok=True)
-        accelerator.save_state(str(partial))
+        if is_sharded(accelerator):
+            accelerator.save_state(str(partial))
+        elif accelerator.is_main_process:
+            save_model(accelerator.unwrap_model(model), str(partial / WEIGHTS))
+            save_optimizer(optimizer, partial / OPTIMIZER)
         write_json(partial / f"loader_{accelerator.process_index}.json", loader_state)
         if accelerator.is_main_process:
-            write_json(partial / "state.json", state | {"step": step, "processes": accelerator.num_processes})
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+            whole = {"step": step, "processes": accelerator.num_processes, "scaler": scaler}
+            write_json(partial / "state.json", state | whole)
 
     def finish():
         if accelerator.is_main_process:
@@ -191,16 +205,57 @@ def find_damage(folder):
     return None
 
 
-def load_checkpoint(accelerator, folder):
+def load_checkpoint(accelerator, model, optimizer, folder):
     """Restore the prepared model and optimizer; returns (state, this process's loader state)."""
-    accelerator.load_state(str(folder))
     state = json.loads((Path(folder) / "state.json").read_text())
+    if is_sharded(accelerator):
+        accelerator.load_state(str(folder))
+    else:
+        load_model(accelerator.unwrap_model(model), str(Path(folder) / WEIGHTS))
+        load_optimizer(optimizer, Path(folder) / OPTIMIZER)
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
     own = Path(folder) / f"loader_{accelerator.process_index}.json"
     if own.is_file():
         return state, json.loads(own.read_text())
     # A process that is new takes the first one's position: for rows that can be indexed it is that of all, and a stream
     # says that it cannot go on. The broken rows stay with those who counted them.
     return state, json.loads((Path(folder) / "loader_0.json").read_text()) | {"broken": 0}
+
+
+def is_sharded(accelerator):
+    """Whether each process holds a part of every weight."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def save_optimizer(optimizer, path):
+    """The tensors as safetensors, all else as JSON in the file's metadata."""
+    saved = optimizer.state_dict()
+    tensors, others = {}, {}
+    for number, values in saved["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{number}.{name}"] = value.contiguous()
+            else:
+                others[f"{number}.{name}"] = value
+    others = json.dumps({"state": others, "param_groups": saved["param_groups"]})
+    save_file(tensors, str(path), metadata={"optimizer": others})
+
+
+def load_optimizer(optimizer, path):
+    with safe_open(str(path), "pt") as file:
+        others = json.loads(file.metadata()["optimizer"])
+        values = {name: file.get_tensor(name) for name in file.keys()} | others["state"]
+    state = defaultdict(dict)
+    for key, value in values.items():
+        number, name = key.split(".", 1)
+        state[int(number)][name] = value
+    optimizer.load_state_dict({"state": dict(state), "param_groups": others["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape == parameter.shape:
+                # in the parameter's memory order, which fused kernels rely on and files do not keep
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def write_json(path, content):

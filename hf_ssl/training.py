@@ -14,7 +14,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast, gather_object
 from tqdm.auto import tqdm
 
-from .checkpoints import claim_output_dir, load_checkpoint, save_checkpoint
+from .checkpoints import claim_output_dir, is_sharded, load_checkpoint, save_checkpoint
 from .data.loader import TrainLoader
 from .data.loading import DataError
 from .data.views import TWO_VIEWS
@@ -185,7 +185,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     checkpoint = claim_output_dir(accelerator, output_dir, model.config, args)
 
     choose_kernels(model, accelerator)
-    optimizer = build_optimizer(model, learning_rate, args, fused=not _is_sharded(accelerator))
+    optimizer = build_optimizer(model, learning_rate, args, fused=not is_sharded(accelerator))
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     core = accelerator.unwrap_model(model)
     for buffer in core.buffers():  # the weights have been sent by `prepare`
@@ -202,7 +202,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     # over the forward passes since the last log entry
     loss_sum, summed = torch.zeros((), device=accelerator.device), 0
     if checkpoint is not None:
-        state, loader_state = load_checkpoint(accelerator, checkpoint)
+        state, loader_state = load_checkpoint(accelerator, model, optimizer, checkpoint)
         loader.load_state_dict(loader_state)
         scheduler.load_state_dict(state["scheduler"])
         accelerator.step = 0  # of gradient accumulation; checkpoints are written between steps
@@ -218,7 +218,9 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         if not all(map(math.isfinite, loss_sums)):
             raise _not_finite(step)
         state = {"scheduler": scheduler.state_dict(), "history": history, "loss_sums": loss_sums, "summed": summed}
-        save_checkpoint(accelerator, output_dir, step, state, loader.state_dict(), args.save_total_limit)
+        save_checkpoint(
+            accelerator, model, optimizer, output_dir, step, state, loader.state_dict(), args.save_total_limit
+        )
 
     terminated = _Terminated()
     progress = tqdm(
@@ -282,7 +284,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     broken = sum(gather_object([loader.broken]))
     if broken and accelerator.is_main_process:
         logger.warning("%d broken rows were skipped among %d.", broken, loader.rows_seen + broken)
-    if _is_sharded(accelerator):
+    if is_sharded(accelerator):
         weights = accelerator.get_state_dict(model)
         core = type(core)(core.config)
         if accelerator.is_main_process:
@@ -310,15 +312,10 @@ def _count_steps(args, data, total_batch):
 def choose_kernels(model, accelerator):
     """What is fastest on this device: convolutions with the channels of a pixel side by side, everywhere; on CPUs in
     bfloat16 attention as two matrix products, since the fused one's backward takes four times as long."""
-    if not _is_sharded(accelerator):  # which wants plain strides
+    if not is_sharded(accelerator):  # which wants plain strides
         model.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         model.set_attn_implementation("eager")
-
-
-def _is_sharded(accelerator):
-    """Whether each process holds a part of every weight."""
-    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def _plain_optimizer(accelerator, optimizer):
