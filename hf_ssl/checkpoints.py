@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_model, save_file, save_model
 
 from .errors import InputError
+from .records import public_name
 
 logger = logging.getLogger(__name__)
 RUN_FILE, MANIFEST = "run.json", "manifest.json"
@@ -31,14 +32,19 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be written or read."""
 
 
-def claim_output_dir(accelerator, output_dir, config, args):
-    """Check that the folder is new, or holds this very run; returns the checkpoint to resume from, or None."""
+def claim_output_dir(accelerator, output_dir, config, args, resume_from):
+    """Check that the folder is new, or holds this very run; returns the checkpoint to resume from, or None.
+
+    resume_from: None, auto or a checkpoint folder.
+    """
     run_file = output_dir / RUN_FILE
-    run = {"config": json.loads(config.to_json_string(use_diff=False)), "arguments": asdict(args)}
-    if args.resume_from_checkpoint not in (None, "auto"):  # a checkpoint may be another folder's
-        run_file = Path(args.resume_from_checkpoint).resolve().parents[1] / RUN_FILE
+    run = {"config": full_config(config), "arguments": asdict(args)}
+    if resume_from not in (None, "auto"):  # a checkpoint may be another folder's
+        run_file = Path(resume_from).resolve().parents[1] / RUN_FILE
     found = json.loads(run_file.read_text()) if run_file.is_file() else None
-    if args.resume_from_checkpoint is None:
+    if found and "facts" in found:  # of a run that has nothing left to do
+        run["facts"] = found["facts"]
+    if resume_from is None:
         if found is not None:
             raise InputError(
                 f"output_dir '{output_dir}' holds another run: go on with it by --resume_from_checkpoint auto, or choose "
@@ -47,15 +53,13 @@ def claim_output_dir(accelerator, output_dir, config, args):
         if output_dir.is_dir() and any(output_dir.iterdir()):
             raise InputError(f"output_dir '{output_dir}' is not empty and holds no run: choose another folder.")
     elif found is not None:
-        if changed := [
-            k for k, v in run["config"].items() if found["config"].get(k) != v and k != "transformers_version"
-        ]:
+        if changed := differing(run["config"], found["config"]):
             raise InputError(
                 f"output_dir '{output_dir}' holds a run of another model: its config differs in {changed}."
             )
         old, new = found["arguments"], run["arguments"]
         for name in ("seed", "dataset_name", "dataset_config_name", "train_split", "streaming"):
-            if old.get(name) != new[name]:
+            if old.get(name) not in (new[name], public_name(new[name]) if name == "dataset_name" else new[name]):
                 raise InputError(
                     f"The run in output_dir '{output_dir}' has {name}={old.get(name)}, this command {new[name]}."
                 )
@@ -63,7 +67,7 @@ def claim_output_dir(accelerator, output_dir, config, args):
         if changed and accelerator.is_main_process:
             logger.warning("Going on with other settings than the run began with: %s.", ", ".join(changed))
     accelerator.wait_for_everyone()
-    checkpoint = _from_main(accelerator, lambda: find_checkpoint(output_dir, args.resume_from_checkpoint))
+    checkpoint = from_main(accelerator, lambda: find_checkpoint(output_dir, resume_from))
     if checkpoint is not None and not checkpoint.is_dir():
         raise InputError(
             f"{checkpoint} is not seen by process {accelerator.process_index}: output_dir must be shared by all nodes."
@@ -77,7 +81,27 @@ def claim_output_dir(accelerator, output_dir, config, args):
     return checkpoint
 
 
-def _from_main(accelerator, find):
+def full_config(config):
+    """All values of a config as JSON has them, defaults too."""
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def differing(config, other):
+    """The names of the values in which two configs, as dicts, differ."""
+    names = sorted((config.keys() | other.keys()) - {"transformers_version"})
+    return [name for name in names if config.get(name) != other.get(name)]
+
+
+def record_facts(output_dir, facts):
+    """Complete run.json by what the run has reached."""
+    path = Path(output_dir) / RUN_FILE
+    try:
+        write_json(path, json.loads(path.read_text()) | {"facts": facts})
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}.") from error
+
+
+def from_main(accelerator, find):
     """What the main process finds, in all processes; its InputError too."""
     told = [None, None]
     if accelerator.is_main_process:

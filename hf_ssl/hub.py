@@ -1,4 +1,7 @@
-"""The release folder of contract C1 and its model card. Every number of a card is read from a file that a run wrote."""
+"""The release folder of contract C1 and its model card. Every number of a card is read from a file that a run wrote.
+
+A Python user ends a run as the scripts do: `run = train(...)`, then `finish_run(run, processor)`, or `save_release` alone.
+"""
 
 import json
 import logging
@@ -16,11 +19,11 @@ from .evaluation import evaluate_images, results_table
 from .evaluation.pictures import save_loss
 from .evaluation.processes import process_state
 from .training import TrainingRun
+from .transfer import EVAL_RESULTS, PARTIAL_RELEASE, push_release
 
 logger = logging.getLogger(__name__)
 CARDS = Path(__file__).parents[1] / "model_cards"
 HISTORY = "history.json"
-EVAL_RESULTS = "eval_results.json"
 METRICS = {
     "knn": "k-nearest-neighbour accuracy",
     "linear_probe": "linear probe accuracy",
@@ -29,14 +32,14 @@ METRICS = {
 
 
 def save_release(run: TrainingRun, processor, pictures=()):
-    """Leave the release in `run.args.output_dir`: the native encoder and its processor at the root, the whole model
-    under pretraining/, pictures under images/. Called on the main process.
+    """Leave the release in `run.args.output_dir`: the native encoder, its processor and the card at the root, the whole
+    model under pretraining/, pictures under images/. Called on the main process.
 
     pictures: functions of a path that save one picture each, named by the function. Raises InputError if the disk is full;
     each file of an earlier release is then still whole.
     """
     folder = Path(run.args.output_dir)
-    partial = folder / ".release.partial"
+    partial = folder / PARTIAL_RELEASE
     shutil.rmtree(partial, ignore_errors=True)
     try:
         run.model.export_encoder().save_pretrained(partial)
@@ -57,15 +60,44 @@ def save_release(run: TrainingRun, processor, pictures=()):
         raise InputError(f"The release could not be written to {folder}: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    write_card(folder)
+
+
+def push_save(processor, run: TrainingRun):
+    """Given to `train` as `on_save`: with `--hub_strategy every_save`, publish what the run has reached, with its training
+    state. What goes wrong is logged, and training goes on: the end of the run pushes again."""
+    if not run.args.push_to_hub or run.args.hub_strategy != "every_save":
+        return
+    try:
+        save_release(run, processor)
+        _push(run.args)
+    except InputError as error:
+        logger.warning("Training goes on, but this checkpoint was not pushed: %s", error)
+
+
+def _push(args):
+    everything = args.hub_strategy == "every_save"
+    push_release(args.output_dir, args.hub_model_id, private=args.hub_private_repo, training_state=everything)
 
 
 def finish_run(run: TrainingRun, processor, pictures=()):
-    """What every script ends with: release, evaluation beside its baselines, card. Called by every process."""
+    """What every script ends with: release, evaluation beside its baselines, card, push. Called by every process."""
     args = run.args
     if run.is_main_process:
         save_release(run, processor, pictures)
-        write_card(args.output_dir)
     process_state().wait_for_everyone()  # the others read what the main process has written
+    evaluate_release(run)
+    if args.push_to_hub and run.is_main_process:
+        try:
+            _push(args)
+        except InputError as error:
+            again = f"python scripts/push_to_hub.py {args.output_dir} {args.hub_model_id}"
+            raise InputError(f"{error} The release is whole in {args.output_dir}: {again}.") from None
+
+
+def evaluate_release(run):
+    """The evaluation at the end of a run, as `--eval_protocols` says, into its folder and card."""
+    args = run.args
     if args.eval_protocols == "none":
         return
     try:

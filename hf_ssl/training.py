@@ -14,7 +14,15 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast, gather_object
 from tqdm.auto import tqdm
 
-from .checkpoints import claim_output_dir, is_sharded, load_checkpoint, save_checkpoint
+from .checkpoints import (
+    claim_output_dir,
+    from_main,
+    full_config,
+    is_sharded,
+    load_checkpoint,
+    record_facts,
+    save_checkpoint,
+)
 from .data.loader import TrainLoader
 from .data.loading import DataError
 from .data.views import TWO_VIEWS
@@ -24,6 +32,8 @@ from .health import representation_health, warn_if_collapsed
 from .methods._base import SSLModel
 from .methods._random import seed_from
 from .optimizers import OPTIMIZERS, SCHEDULES, build_optimizer, build_scheduler
+from .records import describe_run
+from .transfer import FROM_HUB, HUB_STRATEGIES, check_repo_id, fetch_training_state, open_repository
 
 logger = logging.getLogger(__name__)
 REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, as in the papers
@@ -98,9 +108,18 @@ class TrainingArguments:
     report_to: str = field(default="none", metadata={"help": "Trackers of Accelerate: tensorboard, wandb, all ..."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0: none but at SIGTERM."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "auto, or a checkpoint folder."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "auto, a checkpoint folder, or hub:org/name of a pushed training state."}
+    )
     eval_protocols: str = field(
         default="knn,linear_probe", metadata={"help": "At the end, on the release; none: skip."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the release as --hub_model_id."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "The repository on the Hub, org/name."})
+    hub_private_repo: bool = field(default=False, metadata={"help": "Only those who may see the repository read it."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "end, or every_save: also at each checkpoint, with the training state; training waits."},
     )
 
     def __post_init__(self):
@@ -114,6 +133,13 @@ class TrainingArguments:
             )
         for name, known in (("views", TWO_VIEWS), ("optim", OPTIMIZERS), ("lr_scheduler_type", SCHEDULES)):
             _check_known(name, getattr(self, name), [None, *known] if name == "views" else known)
+        _check_known("hub_strategy", self.hub_strategy, HUB_STRATEGIES)
+        if self.push_to_hub != bool(self.hub_model_id):
+            raise InputError(
+                "push_to_hub and hub_model_id belong together: give both, --push_to_hub --hub_model_id org/name."
+            )
+        if self.hub_model_id:
+            check_repo_id("hub_model_id", self.hub_model_id)
         for name, known in (
             ("report_to", ["none", "all", *(tracker.value for tracker in LoggerType)]),
             ("eval_protocols", ["none", *PROTOCOLS]),
@@ -157,12 +183,13 @@ class TrainingRun:
     is_main_process: bool
 
 
-def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRun:
+def train(model: SSLModel, data, decoder, args: TrainingArguments, on_save=None) -> TrainingRun:
     """Train `model`, from scratch or from a checkpoint.
 
     data: a `datasets.Dataset` or `IterableDataset`. decoder: what turns its rows to batches (`hf_ssl.data.loader`), its
-    `view` what turns those to `forward`'s arguments on the device. SIGTERM saves a checkpoint and ends the program with
-    exit code 143.
+    `view` what turns those to `forward`'s arguments on the device. on_save: called on the main process with the run so far
+    after each checkpoint but the last (`hf_ssl.hub.push_save`). SIGTERM saves a checkpoint and ends the program with exit
+    code 143.
     """
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)
@@ -182,7 +209,15 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         model.check_batch(args.per_device_train_batch_size, accelerator.num_processes)
     except ValueError as error:
         raise InputError(str(error)) from error
-    checkpoint = claim_output_dir(accelerator, output_dir, model.config, args)
+    if args.push_to_hub:  # what cannot be pushed is known before the work, not after it
+        config = full_config(model.config)
+        from_main(accelerator, lambda: open_repository(args.hub_model_id, config, args.hub_private_repo))
+    resume_from = args.resume_from_checkpoint
+    if resume_from and resume_from.startswith(FROM_HUB):
+        resume_from = from_main(accelerator, lambda: str(fetch_training_state(resume_from)))
+    checkpoint = claim_output_dir(accelerator, output_dir, model.config, args, resume_from)
+    parameters = sum(p.numel() for p in model.parameters())
+    facts = describe_run(accelerator, args.dataset_name, data, parameters) if accelerator.is_main_process else {}
 
     choose_kernels(model, accelerator)
     optimizer = build_optimizer(model, learning_rate, args, fused=not is_sharded(accelerator))
@@ -198,7 +233,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         args.shuffle_buffer_size, accelerator.process_index, accelerator.num_processes,
     )  # fmt: skip
 
-    step, history = 0, []
+    step, history, seconds = 0, [], 0.0
     # over the forward passes since the last log entry
     loss_sum, summed = torch.zeros((), device=accelerator.device), 0
     if checkpoint is not None:
@@ -206,9 +241,10 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         loader.load_state_dict(loader_state)
         scheduler.load_state_dict(state["scheduler"])
         accelerator.step = 0  # of gradient accumulation; checkpoints are written between steps
-        step, history = state["step"], state["history"]
+        step, history, seconds = state["step"], state["history"], state["seconds"]
         if accelerator.num_processes == state["processes"]:
             loss_sum, summed = loss_sum + state["loss_sums"][accelerator.process_index], state["summed"]
+    started = time.perf_counter() - seconds
     _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
     if trackers and accelerator.is_main_process:
         accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
@@ -218,9 +254,25 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
         if not all(map(math.isfinite, loss_sums)):
             raise _not_finite(step)
         state = {"scheduler": scheduler.state_dict(), "history": history, "loss_sums": loss_sums, "summed": summed}
+        state["seconds"] = time.perf_counter() - started
         save_checkpoint(
             accelerator, model, optimizer, output_dir, step, state, loader.state_dict(), args.save_total_limit
         )
+        whole = whole_model() if on_save is not None and step < max_steps else None
+        if accelerator.is_main_process:
+            reached = {"steps": step, "max_steps": max_steps, "samples_seen": loader.rows_seen}
+            record_facts(output_dir, facts | reached | {"seconds": round(state["seconds"], 1)})
+            if whole is not None:
+                on_save(TrainingRun(whole, history, args, True))
+
+    def whole_model():
+        """The model in one piece, on the main process."""
+        if not is_sharded(accelerator):
+            return core
+        weights, whole = accelerator.get_state_dict(model), type(core)(core.config)
+        if accelerator.is_main_process:
+            whole.load_state_dict(weights)
+        return whole
 
     terminated = _Terminated()
     progress = tqdm(
@@ -284,11 +336,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments) -> TrainingRu
     broken = sum(gather_object([loader.broken]))
     if broken and accelerator.is_main_process:
         logger.warning("%d broken rows were skipped among %d.", broken, loader.rows_seen + broken)
-    if is_sharded(accelerator):
-        weights = accelerator.get_state_dict(model)
-        core = type(core)(core.config)
-        if accelerator.is_main_process:
-            core.load_state_dict(weights)
+    core = whole_model()
     for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next
         tracker.finish()
     return TrainingRun(core.eval(), history, args, accelerator.is_main_process)
