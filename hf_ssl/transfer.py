@@ -13,7 +13,7 @@ import re
 import time
 from pathlib import Path
 
-from httpx2 import LocalProtocolError, TransportError
+from httpx2 import HTTPStatusError, LocalProtocolError, TransportError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -316,9 +316,14 @@ def _sentence(error, repo_id, aim, asked):
 
 
 def _reason(error):
-    """The error in one line, without a token."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return redact(" ".join(lines[:2])).rstrip(".") or type(error).__name__
+    """The error, and what it came from if that is another message, in one line and without a token."""
+    texts = []
+    while error is not None and not (texts and isinstance(error, HTTPStatusError)):  # which HfHubHTTPError has told
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = " ".join(lines[:2]).rstrip(".") or type(error).__name__
+        texts += [text] if text not in texts else []
+        error = error.__cause__
+    return redact(": ".join(texts[:2]))
 
 
 __all__ = ["HubError", "push_release", "verify"]

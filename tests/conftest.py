@@ -48,11 +48,10 @@ def local_hub():
 
 @pytest.fixture
 def hub(local_hub):
-    """The local Hub without faults and with an empty log."""
-    local_hub.faults.clear()
-    local_hub.requests.clear()
+    """The local Hub, empty."""
+    local_hub.clear()
     yield local_hub
-    local_hub.faults.clear()
+    local_hub.clear()
 
 
 @pytest.fixture(autouse=True, scope="session")

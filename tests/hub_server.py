@@ -70,7 +70,8 @@ class Repository:
 
     def commit(self, branch, files, message):
         parent = self.branches.get(branch)
-        oid = hashlib.sha1(f"{parent}{message}{len(self.commits)}{sorted(files)}".encode()).hexdigest()
+        tree = sorted((path, _oid(*entry)) for path, entry in files.items())
+        oid = hashlib.sha1(f"{parent}{message}{len(self.commits)}{tree}".encode()).hexdigest()
         self.commits[oid] = files
         self.branches[branch] = oid
         return oid
@@ -84,6 +85,10 @@ class HubServer:
         self.faults, self.requests, self.lock = [], [], RLock()
         self.port, self.cdn_port = port, 0
         self.servers = []
+
+    def clear(self):
+        for kept in (self.repositories, self.blobs, self.tokens, self.faults, self.requests):
+            kept.clear()
 
     def __enter__(self):
         self.start()
@@ -269,7 +274,9 @@ class _Api(_Handler):
         if lfs := re.fullmatch(
             r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/(batch|verify|complete)", self.route
         ):
-            found, refused = self._repository("datasets" if lfs[1] else "models", lfs[2], write=True)
+            refused, self.repo_id = None, lfs[2]
+            if lfs[3] != "complete":  # whose address is signed, as those of the parts are
+                _, refused = self._repository("datasets" if lfs[1] else "models", lfs[2], write=True)
             return refused or getattr(self, f"_lfs_{lfs[3]}")(self.route.rsplit("/", 1)[0])
         if resolve := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.route):
             found, refused = self._repository("datasets" if resolve[1] else "models", resolve[2])
@@ -420,13 +427,17 @@ class _Api(_Handler):
             )
         return missing or (200, {"files": rows}, {})
 
+    def _key(self, oid):
+        """Where an uploaded object lies: each repository has its own."""
+        return f"{self.repo_id}/{oid}"
+
     def _lfs_batch(self, base):
         hub, rows = self.server.hub, []
-        cdn = f"http://127.0.0.1:{hub.cdn_port}/upload"
+        cdn = f"http://127.0.0.1:{hub.cdn_port}/upload/{self.repo_id}"
         for asked in json.loads(self.body)["objects"]:
             oid, size = asked["oid"], asked["size"]
             row = {"oid": oid, "size": size}
-            if oid not in hub.blobs:
+            if self._key(oid) not in hub.blobs:
                 upload = {"href": f"{cdn}/{oid}"}
                 if size > PART:
                     parts = {f"{n + 1:05d}": f"{cdn}/{oid}/{n + 1}" for n in range(-(-size // PART))}
@@ -437,12 +448,13 @@ class _Api(_Handler):
 
     def _lfs_complete(self, base):
         hub, asked = self.server.hub, json.loads(self.body)
-        hub.blobs[asked["oid"]] = b"".join(hub.blobs.pop(f"{asked['oid']}/{p['partNumber']}") for p in asked["parts"])
+        key = self._key(asked["oid"])
+        hub.blobs[key] = b"".join(hub.blobs.pop(f"{key}/{part['partNumber']}") for part in asked["parts"])
         return 200, {}, {}
 
     def _lfs_verify(self, base):
         asked = json.loads(self.body)
-        found = self.server.hub.blobs.get(asked["oid"])
+        found = self.server.hub.blobs.get(self._key(asked["oid"]))
         whole = found is not None and hashlib.sha256(found).hexdigest() == asked["oid"]
         return (200, {}, {}) if whole else (422, {"error": "the uploaded object is not what was announced"}, {})
 
@@ -460,9 +472,9 @@ class _Api(_Handler):
             if line["key"] == "file":
                 files[value["path"]] = (base64.b64decode(value["content"]), False)
             elif line["key"] == "lfsFile":
-                if value["oid"] not in hub.blobs:
+                if self._key(value["oid"]) not in hub.blobs:
                     return 400, {"error": f"the LFS object of {value['path']} was not uploaded"}, {}
-                files[value["path"]] = (hub.blobs[value["oid"]], True)
+                files[value["path"]] = (hub.blobs[self._key(value["oid"])], True)
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
             else:

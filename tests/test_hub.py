@@ -21,8 +21,8 @@ import pytest
 import torch
 from conftest import HOME
 from hub_server import Fault, User
-from huggingface_hub import ModelCard, constants
-from methods.tester import TINY_VIT, MethodTester
+from huggingface_hub import ModelCard
+from methods.tester import MethodTester
 from processes import launch
 from test_scripts import run
 from test_training import pretrain, same_weights
@@ -73,7 +73,7 @@ def soon(monkeypatch):
     monkeypatch.setattr(transfer, "WAITS", (0.05, 0.1, 0.1))
 
 
-def tester_of(name):
+def find_tester(name):
     """The MethodTester of a method, which knows a tiny config and a batch."""
     module = importlib.import_module(f"methods.test_{name}")
     classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, MethodTester)]
@@ -82,7 +82,7 @@ def tester_of(name):
 
 def make_release(folder, name="mae", seed=0, steps=30):
     """What a run of a tiny model leaves; (folder, model)."""
-    model = tester_of(name).model(seed).eval()
+    model = find_tester(name).model(seed).eval()
     args = TrainingArguments(output_dir=str(folder), max_steps=steps, seed=seed, eval_protocols="none")
     folder.mkdir(parents=True)
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
@@ -146,7 +146,7 @@ def test_round_trip_of_every_method(hub, token, tmp_path):
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
         }
         encoder, images = model.export_encoder(), model.main_input_name == "pixel_values"
-        inputs = tester_of(name).batch()[model.main_input_name] if images else None
+        inputs = find_tester(name).batch()[model.main_input_name] if images else None
         expected = {"weights": encoder.state_dict(), "inputs": inputs}
         expected["features"] = model.embed(inputs).detach() if images else None
         torch.save(expected, tmp_path / f"{name}.pt")
@@ -192,7 +192,7 @@ CALLS = {  # what a push asks of the Hub
     "validate": ("POST", "^/api/validate-yaml$"),
     "preupload": ("POST", "^/api/models/org/{name}/preupload/"),
     "lfs batch": ("POST", "^/org/{name}.git/info/lfs/objects/batch$"),
-    "upload": ("PUT", "^/upload/"),
+    "upload": ("PUT", "^/upload/org/{name}/"),
     "lfs verify": ("POST", "^/org/{name}.git/info/lfs/objects/verify$"),
     "commit": ("POST", "^/api/models/org/{name}/commit/"),
     "tag": ("POST", "^/api/models/org/{name}/tag/"),
@@ -286,7 +286,7 @@ def test_refusals_are_one_sentence_and_change_nothing(hub, token, release, tmp_p
             push_release(release, repo)
     log_in(None)
     with pytest.raises(
-        HubError, match="^The Hub did not let us create 'org/tiny': no token was found: see `hf auth login`"
+        HubError, match="^The Hub did not let us write to 'org/tiny': no token was found: see `hf auth login`"
     ):
         push_release(release, "org/tiny")
     log_in(TOKEN)
@@ -323,7 +323,7 @@ def test_refusals_are_one_sentence_and_change_nothing(hub, token, release, tmp_p
 
 
 def test_a_token_that_no_header_can_carry_is_not_quoted(hub, token, release, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x00tail")
+    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x01tail")
     with pytest.raises(HubError) as caught:
         push_release(release, "org/tiny")
     assert TOKEN not in str(caught.value) and caught.value.__suppress_context__
@@ -445,7 +445,7 @@ def test_a_run_that_pushes_at_every_save_goes_on_from_the_hub(hub, token, shards
     code, _, err = run("pretrain_mae.py", *push, "--output_dir", tmp_path / "lost")
     assert code == 1 and "The release is whole in" in err and "push_to_hub.py" in err, err
     hub.faults.clear()
-    assert hub.repositories["models", "org/run"].private and commits(hub, "org/run") == 2
+    assert hub.repositories["models", "org/run"].private and commits(hub, "org/run") == 2, err
     pushed = hub.files("org/run")
     assert {path.split("/")[1] for path in pushed if path.startswith("checkpoints/")} == {"step_4"}
     assert not [path for path in pushed if path.endswith((".bin", ".pkl", ".pt"))]
