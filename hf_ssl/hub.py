@@ -18,12 +18,16 @@ from .errors import InputError
 from .evaluation import evaluate_images, results_table
 from .evaluation.pictures import save_loss
 from .evaluation.processes import process_state
+from .records import command_line, public_name
 from .training import TrainingRun
 from .transfer import EVAL_RESULTS, PARTIAL_RELEASE, push_release
 
 logger = logging.getLogger(__name__)
 CARDS = Path(__file__).parents[1] / "model_cards"
 HISTORY = "history.json"
+NOT_TRAINING = (  # arguments that have no part in what is learnt
+    "output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",
+)  # fmt: skip
 METRICS = {
     "knn": "k-nearest-neighbour accuracy",
     "linear_probe": "linear probe accuracy",
@@ -130,13 +134,15 @@ def write_card(folder):
     results_file = folder / EVAL_RESULTS
     results = json.loads(results_file.read_text()) if results_file.is_file() else None
     method = run["config"]["model_type"].removeprefix("ssl_")
-    arguments = run["arguments"]
+    arguments, facts = run["arguments"], run["facts"]
     name = folder.resolve().name
-    dataset = arguments["dataset_name"] = _public_name(arguments["dataset_name"])
+    begun_there = Path(arguments["output_dir"]).resolve() == folder.resolve()
+    path = arguments["output_dir"] if begun_there else str(folder)  # however the folder is named when it is evaluated
+    dataset = arguments["dataset_name"] = public_name(arguments["dataset_name"])
     backbone = arguments["backbone"] or ""
-    begun_from = _public_name(backbone) if "/" in backbone or Path(backbone).exists() else None  # no preset
+    begun_from = public_name(backbone) if "/" in backbone or Path(backbone).exists() else None  # no preset
     arguments["backbone"] = begun_from or backbone
-    optimizers_own = ("momentum",) if arguments["optim"] == "adamw" else ("adam_beta1", "adam_beta2", "adam_epsilon")
+    unused = ("momentum",) if arguments["optim"] == "adamw" else ("adam_beta1", "adam_beta2", "adam_epsilon")
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
@@ -148,13 +154,19 @@ def write_card(folder):
         eval_results=_eval_results(results) if results else None,
     )
     template = Environment(loader=FileSystemLoader(CARDS)).get_template(f"{method}.md")
+    shown = {k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in (*unused, *NOT_TRAINING)}
     text = template.render(
         card_data=data.to_yaml(),
         name=name,
-        path=str(folder),
-        dataset=dataset or "the images that ship with hf_ssl (12,000 of Fashion-MNIST)",
+        path=path,
+        shipped=dataset is None,
+        dataset=" of ".join(filter(None, [facts["data"]["title"], dataset or "the samples that ship with hf_ssl"])),
+        licence=", ".join(facts["data"]["license"]).upper(),
         config=run["config"],
-        arguments={k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in optimizers_own},
+        arguments=shown,
+        facts=facts,
+        measured=_measured(facts),
+        command=command_line(facts),
         last=history[-1] if history else {},
         results=results_table(results) if results else None,
         settings=results["settings"] if results else None,
@@ -165,15 +177,30 @@ def write_card(folder):
     os.replace(partial, folder / "README.md")
 
 
-def _public_name(dataset_name):
-    """A Hub id as it is; of local data only the last part of the path, which is nobody else's business."""
-    local = dataset_name and (Path(dataset_name).exists() or "*" in dataset_name)
-    return Path(dataset_name).name if local else dataset_name
+def _measured(facts):
+    """What the run was and took, in words."""
+    machine = facts["hardware"]
+    threads = f", {machine['threads']} threads each" if "threads" in machine else ""
+    seconds = facts["seconds"]
+    duration = (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.1f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+    return {
+        "parameters": f"{facts['parameters']:,}",
+        "samples seen": f"{facts['samples_seen']:,}",
+        "time": f"{duration}, {facts['samples_seen'] / seconds:,.0f} samples/s",
+        "hardware": f"{machine['name']}, {facts['processes']} processes{threads}, {facts['precision']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+    }
 
 
 def _eval_results(results):
     """The pretrained row as model-index entries."""
-    dataset = _public_name(results["dataset"]["name"]) or "hf_ssl/samples/images"
+    dataset = public_name(results["dataset"]["name"]) or "hf_ssl/samples/images"
     return [
         EvalResult(
             task_type="image-classification",
