@@ -153,6 +153,7 @@ def write_card(folder):
         model_name=name,
         eval_results=_eval_results(results) if results else None,
     )
+    source = dataset or "the sample that ships with hf_ssl"
     template = Environment(loader=FileSystemLoader(CARDS)).get_template(f"{method}.md")
     shown = {k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in (*unused, *NOT_TRAINING)}
     text = template.render(
@@ -160,7 +161,7 @@ def write_card(folder):
         name=name,
         path=path,
         shipped=dataset is None,
-        dataset=" of ".join(filter(None, [facts["data"]["title"], dataset or "the samples that ship with hf_ssl"])),
+        dataset=f"{facts['data']['title']} ({source})" if facts["data"]["title"] else source,
         licence=", ".join(facts["data"]["license"]).upper(),
         config=run["config"],
         arguments=shown,
@@ -179,8 +180,10 @@ def write_card(folder):
 
 def _measured(facts):
     """What the run was and took, in words."""
-    machine = facts["hardware"]
-    threads = f", {machine['threads']} threads each" if "threads" in machine else ""
+    machine, count = facts["hardware"], facts["processes"]
+    processes = "1 process" if count == 1 else f"{count} processes"
+    if "threads" in machine:
+        processes += f" of {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     seconds = facts["seconds"]
     duration = (
         f"{seconds:.0f} s"
@@ -193,7 +196,7 @@ def _measured(facts):
         "parameters": f"{facts['parameters']:,}",
         "samples seen": f"{facts['samples_seen']:,}",
         "time": f"{duration}, {facts['samples_seen'] / seconds:,.0f} samples/s",
-        "hardware": f"{machine['name']}, {facts['processes']} processes{threads}, {facts['precision']}",
+        "hardware": f"{machine['name']}, {processes}, {facts['precision']}",
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     }
 

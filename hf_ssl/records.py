@@ -78,10 +78,10 @@ def redact(text):
 
 
 def _public_argument(argument):
-    name, equals, value = argument.partition("=")
-    if equals and name.startswith("--"):
-        return f"{name}={public_name(value)}"
-    return public_name(argument)
+    """As it was typed, so that it can be typed again, but for places outside of the working folder."""
+    name, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    outside = value.startswith(("/", "~", "..")) and Path(value).name
+    return name + equals + (Path(value).name if outside else value)
 
 
 def _versions():
