@@ -3,6 +3,7 @@
 A Python user ends a run as the scripts do: `run = train(...)`, then `finish_run(run, processor)`, or `save_release` alone.
 """
 
+import filecmp
 import json
 import logging
 import os
@@ -56,6 +57,10 @@ def save_release(run: TrainingRun, processor, pictures=()):
                 draw(partial / "images" / f"{name}.png")
             except Exception as error:  # no picture is worth the weights
                 logger.warning("The picture '%s' could not be drawn: %s.", name, error)
+        if any(not _is_same(path, folder / path.name) for path in partial.glob("*.safetensors")):
+            # what was measured on, and drawn with, other weights
+            (folder / EVAL_RESULTS).unlink(missing_ok=True)
+            shutil.rmtree(folder / "images", ignore_errors=True)
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
             target = folder / path.relative_to(partial)
             target.parent.mkdir(exist_ok=True)
@@ -65,6 +70,10 @@ def save_release(run: TrainingRun, processor, pictures=()):
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     write_card(folder)
+
+
+def _is_same(path, other):
+    return other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 def push_save(processor, run: TrainingRun):

@@ -211,9 +211,13 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, on_save=None)
         raise InputError(str(error)) from error
     if args.push_to_hub:  # what cannot be pushed is known before the work, not after it
         config = full_config(model.config)
-        from_main(accelerator, lambda: open_repository(args.hub_model_id, config, args.hub_private_repo))
+        from_main(accelerator, lambda: open_repository(args.hub_model_id, config, args.hub_private_repo) and None)
     resume_from = args.resume_from_checkpoint
     if resume_from and resume_from.startswith(FROM_HUB):
+        if is_sharded(accelerator):  # whose files would have to be unpickled
+            raise InputError(
+                f"resume_from_checkpoint '{resume_from}': a sharded run goes on from a local folder only."
+            )
         resume_from = from_main(accelerator, lambda: str(fetch_training_state(resume_from)))
     checkpoint = claim_output_dir(accelerator, output_dir, model.config, args, resume_from)
     parameters = sum(p.numel() for p in model.parameters())

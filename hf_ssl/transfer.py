@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
 from .checkpoints import RUN_FILE, differing, find_checkpoint, find_damage, list_checkpoints
 from .errors import InputError
@@ -193,17 +193,15 @@ def _identity(read):
 
 def _check_same_model(api, repo_id, revision, config):
     head = api.repo_info(repo_id, revision=revision).sha
-    names = {
-        file.path for file in api.list_repo_tree(repo_id, recursive=True, revision=head) if hasattr(file, "blob_id")
-    }
-
-    def read(name):
-        return (
-            json.loads(Path(api.hf_hub_download(repo_id, name, revision=head)).read_text()) if name in names else None
-        )
-
+    names = _remote_files(api, repo_id, head).keys()
     if not any(name.endswith((*WEIGHTS, "config.json")) for name in names):
         return
+
+    def read(name):
+        if name not in names:
+            return None
+        return json.loads(Path(api.hf_hub_download(repo_id, name, revision=head)).read_text())
+
     changed = differing(config, _identity(read))
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -239,9 +237,10 @@ def _remote_files(api, repo_id, revision):
 
 
 def _differ(remote, files):
-    """(names to add, names to delete): of what a push does not bring, only training states are taken away."""
+    """(names to add, names to delete): of what a push does not bring, what belongs to other weights is taken away."""
     added = [name for name, content in files.items() if name not in remote or not _same(remote[name], content)]
-    return added, [name for name in remote if name.startswith("checkpoints/") and name not in files]
+    old = [name for name in remote if name.startswith("checkpoints/") or name == EVAL_RESULTS]
+    return added, [name for name in old if name not in files]
 
 
 def _same(remote, content):
@@ -286,9 +285,13 @@ def _worth_another_try(error):
         if isinstance(error, (OfflineModeIsEnabled, LocalProtocolError)):  # the last: not a request at all
             return None
         if isinstance(error, HfHubHTTPError):
-            status, asked = error.response.status_code, error.response.headers.get("Retry-After", "")
+            status, headers = error.response.status_code, error.response.headers
             if status not in (408, 429) and status < 500:
                 return None
+            limit = parse_ratelimit_headers(headers)
+            if status == 429 and limit is not None and limit.remaining == 0:
+                return float(limit.reset_in_seconds)
+            asked = headers.get("Retry-After", "")
             return float(asked) if asked.isdigit() else 0.0
         if isinstance(error, (TransportError, ConnectionError, json.JSONDecodeError)):
             return 0.0  # the last: an error page where JSON should be
@@ -319,7 +322,7 @@ def _reason(error):
     """The error, and what it came from if that is another message, in one line and without a token."""
     texts = []
     while error is not None and not (texts and isinstance(error, HTTPStatusError)):  # which HfHubHTTPError has told
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and "developer.mozilla" not in line]
         text = " ".join(lines[:2]).rstrip(".") or type(error).__name__
         texts += [text] if text not in texts else []
         error = error.__cause__

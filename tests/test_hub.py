@@ -250,6 +250,9 @@ def test_what_the_hub_asks_to_wait_is_waited_but_not_for_ever(hub, token, soon, 
     started = time.monotonic()
     push_release(release, "org/tiny")
     assert time.monotonic() - started >= 1
+    hub.faults.append(Fault("POST", "/repos/create", 429, headers={"RateLimit": '"api";r=0;t=1'}))
+    push_release(release, "org/tiny")
+    assert time.monotonic() - started >= 2
     hub.faults.append(Fault("POST", "/repos/create", 429, headers={"Retry-After": "7200"}))
     with pytest.raises(HubError, match="it asks to wait 7200 s"):
         push_release(release, "org/tiny")
@@ -488,6 +491,27 @@ def test_the_script_pushes_any_release(hub, token, release):
     assert hub.repositories["models", "org/script"].private and "v1.0" in hub.repositories["models", "org/script"].tags
     code, _, err = run("push_to_hub.py", release.parent, "org/script")
     assert code == 1 and err.startswith("error: folder") and err.count("\n") == 1
+
+
+def test_results_do_not_outlive_the_weights_they_belong_to(hub, token, tmp_path):
+    folder, model = make_release(tmp_path / "tiny")
+    args = TrainingArguments(output_dir=str(folder))
+    numbers = {row: {"knn": 87.65} for row in ("random_initialisation", "pretrained")}
+    results = {
+        "model": str(folder),
+        "dataset": {"name": None, "test_split": "test"},
+        "settings": {},
+        "results": numbers,
+    }
+    write_json(folder / "eval_results.json", results)
+    for same in (True, False):
+        if not same:
+            with torch.no_grad():
+                next(model.parameters()).add_(1)
+        hf_ssl.save_release(TrainingRun(model, [], args, True), image_processor(16))
+        push_release(folder, "org/tiny")
+        assert (folder / "eval_results.json").is_file() == ("eval_results.json" in hub.files("org/tiny")) == same
+        assert (b"87.65" in hub.files("org/tiny")["README.md"]) == same
 
 
 # -- cards ----------------------------------------------------------------------------------------------------------
