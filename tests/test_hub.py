@@ -325,9 +325,9 @@ def test_refusals_are_one_sentence_and_change_nothing(hub, token, release, tmp_p
         push_release(release, "org/broken")
 
 
-def test_a_token_that_no_header_can_carry_is_not_quoted(hub, token, release, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x01tail")
-    with pytest.raises(HubError) as caught:
+def test_a_token_that_no_header_can_carry_is_not_quoted(hub, token, release):
+    log_in(f"{TOKEN}\x00")  # as from a damaged file; the client's own error quotes the whole header
+    with pytest.raises(HubError, match=r"Illegal header value b'Bearer hf_\*\*\*") as caught:
         push_release(release, "org/tiny")
     assert TOKEN not in str(caught.value) and caught.value.__suppress_context__
 
