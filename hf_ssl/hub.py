@@ -193,7 +193,7 @@ def _measured(facts):
     processes = "1 process" if count == 1 else f"{count} processes"
     if "threads" in machine:
         processes += f" of {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    seconds = facts["seconds"]
+    seconds = max(facts["seconds"], 0.1)
     duration = (
         f"{seconds:.0f} s"
         if seconds < 100

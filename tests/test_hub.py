@@ -394,7 +394,8 @@ def _verify_on_a_full_disk():
 @pytest.fixture
 def online(hub, shards):
     """The images of `shards` as a data set of the local Hub."""
-    hub.add("org/pictures", {path.name: path.read_bytes() for path in shards.iterdir()}, kind="datasets")
+    card = {"README.md": b"---\nlicense: cc0-1.0\n---\n"}
+    hub.add("org/pictures", card | {path.name: path.read_bytes() for path in shards.iterdir()}, kind="datasets")
     return "org/pictures"
 
 
@@ -405,6 +406,7 @@ def _stream(data, output_dir, options):
 def test_a_stream_survives_resets_and_a_restart_of_the_hub(hub, online, tmp_path):
     """Bitwise the weights of a run without faults, which are those of the same files read locally."""
     [history] = launch(_stream, online, tmp_path / "whole", {})
+    assert _facts(tmp_path / "whole")["data"]["license"] == ["cc0-1.0"]
     calls = len(hub.calls("GET", "^/blob/"))
     assert calls >= 6  # three shards, more than one epoch
     restarted = []
@@ -424,6 +426,10 @@ def test_a_stream_survives_resets_and_a_restart_of_the_hub(hub, online, tmp_path
     assert not hub.faults and restarted
     restarted[0].join()
     assert same_weights(tmp_path / "whole", tmp_path / "faulty") and broken == history
+
+
+def _facts(folder):
+    return json.loads((folder / RUN_FILE).read_text())["facts"]
 
 
 def _restart(hub):
@@ -460,6 +466,9 @@ def test_a_run_that_pushes_at_every_save_goes_on_from_the_hub(hub, token, shards
     assert code == 0, err
     assert "going on from" in err and "at step 4" in err
     assert same_weights(tmp_path / "whole", tmp_path / "again", 6)
+    reached = ("steps", "max_steps", "samples_seen")  # the time is that of both machines
+    assert [_facts(tmp_path / "again")[name] for name in reached] == [6, 6, 96]
+    assert _facts(tmp_path / "again")["seconds"] >= json.loads(pushed["run.json"])["facts"]["seconds"]
     assert commits(hub, "org/run") == 3
     pushed = hub.files("org/run")
     assert pushed["model.safetensors"] == (tmp_path / "again/model.safetensors").read_bytes()
