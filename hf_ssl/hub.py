@@ -143,7 +143,8 @@ def write_card(folder):
     results_file = folder / EVAL_RESULTS
     results = json.loads(results_file.read_text()) if results_file.is_file() else None
     method = run["config"]["model_type"].removeprefix("ssl_")
-    arguments, facts = run["arguments"], run["facts"]
+    arguments, facts = run["arguments"], run.get("facts", {})  # none of a run that has not saved yet
+    stated = facts.get("data", {"title": None, "license": []})
     name = folder.resolve().name
     begun_there = Path(arguments["output_dir"]).resolve() == folder.resolve()
     path = arguments["output_dir"] if begun_there else str(folder)  # however the folder is named when it is evaluated
@@ -170,13 +171,13 @@ def write_card(folder):
         name=name,
         path=path,
         shipped=dataset is None,
-        dataset=f"{facts['data']['title']} ({source})" if facts["data"]["title"] else source,
-        licence=", ".join(facts["data"]["license"]).upper(),
+        dataset=f"{stated['title']} ({source})" if stated["title"] else source,
+        licence=", ".join(stated["license"]).upper(),
         config=run["config"],
         arguments=shown,
         facts=facts,
-        measured=_measured(facts),
-        command=command_line(facts),
+        measured=_measured(facts) if facts else {},
+        command=command_line(facts) if facts else None,
         last=history[-1] if history else {},
         results=results_table(results) if results else None,
         settings=results["settings"] if results else None,

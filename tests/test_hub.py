@@ -539,3 +539,7 @@ def test_a_card_is_whole_and_regenerates_unchanged(tmp_path, name):
     assert "Deviation" in text and "arxiv.org" in text and "12.3" not in text.split("---")[1]
     for fact in ("MIT", "1,920", "seed", "torch", "Fashion-MNIST"):
         assert fact in text, fact
+    run = json.loads((folder / RUN_FILE).read_text())
+    write_json(folder / RUN_FILE, {key: run[key] for key in ("config", "arguments")})
+    write_card(folder)  # what is not known is not told
+    assert "their licence is not stated" in (folder / "README.md").read_text()
