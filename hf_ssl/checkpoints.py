@@ -118,7 +118,7 @@ def from_main(accelerator, find):
 def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, loader_state, keep=None):
     """Write `checkpoints/step_<step>` and remove all but the `keep` newest. Called by every process.
 
-    model, optimizer: as `accelerator.prepare` gave them. state: JSON-serialisable, the same for all processes;
+    model, optimizer: as `accelerator.prepare` gave them, or no optimizer. state: JSON-serialisable, the same for all processes;
     loader_state: this process's own.
     Raises CheckpointError, in every process, if one of them cannot write; the earlier checkpoints are then untouched.
     """
@@ -133,7 +133,8 @@ def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, load
             accelerator.save_state(str(partial))
         elif accelerator.is_main_process:
             save_model(accelerator.unwrap_model(model), str(partial / WEIGHTS))
-            save_optimizer(optimizer, partial / OPTIMIZER)
+            if optimizer is not None:
+                save_optimizer(optimizer, partial / OPTIMIZER)
         write_json(partial / f"loader_{accelerator.process_index}.json", loader_state)
         if accelerator.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
@@ -236,7 +237,8 @@ def load_checkpoint(accelerator, model, optimizer, folder):
         accelerator.load_state(str(folder))
     else:
         load_model(accelerator.unwrap_model(model), str(Path(folder) / WEIGHTS))
-        load_optimizer(optimizer, Path(folder) / OPTIMIZER)
+        if optimizer is not None:
+            load_optimizer(optimizer, Path(folder) / OPTIMIZER)
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
     own = Path(folder) / f"loader_{accelerator.process_index}.json"

@@ -165,8 +165,11 @@ def _release_files(folder, repo_id, training_state):
         checkpoint = find_checkpoint(folder, "auto")
         if checkpoint is None:
             raise InputError(f"folder '{folder}' has no training state: expected checkpoints/step_<n>.")
-        for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-            if path.suffix not in (".json", ".safetensors"):
+        beside = [
+            path for path in checkpoint.parent.iterdir() if path.is_dir() and not path.name.startswith((".", "step_"))
+        ]
+        for path in sorted(path for part in (checkpoint, *beside) for path in part.rglob("*") if path.is_file()):
+            if path.suffix not in (".json", ".safetensors", ".txt"):
                 raise InputError(
                     f"The training state of a sharded run, {path.name}, cannot be pushed: only whole ones can."
                 )
