@@ -2,7 +2,8 @@
 
 A checkpoint is `checkpoints/step_<n>/`: weights and optimizer as safetensors (sharded runs: as Accelerate saves them),
 `loader_<rank>.json` for each process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file.
-Nothing of it is a pickle, so that a checkpoint may come from the Hub.
+Nothing of it is a pickle, so that a checkpoint may come from the Hub. Beside them stands `checkpoints/tokenizer/`, if the
+data is text.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from .errors import InputError
 from .records import public_name
 
 logger = logging.getLogger(__name__)
-RUN_FILE, MANIFEST = "run.json", "manifest.json"
+RUN_FILE, MANIFEST, TOKENIZER = "run.json", "manifest.json", "tokenizer"
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 
@@ -246,7 +247,7 @@ def load_checkpoint(accelerator, model, optimizer, folder):
         return state, json.loads(own.read_text())
     # A process that is new takes the first one's position: for rows that can be indexed it is that of all, and a stream
     # says that it cannot go on. The broken rows stay with those who counted them.
-    return state, json.loads((Path(folder) / "loader_0.json").read_text()) | {"broken": 0}
+    return state, (json.loads((Path(folder) / "loader_0.json").read_text()) or {}) | {"broken": 0}
 
 
 def is_sharded(accelerator):
@@ -282,6 +283,24 @@ def load_optimizer(optimizer, path):
             if isinstance(value, torch.Tensor) and value.ndim and value.shape == parameter.shape:
                 # in the parameter's memory order, which fused kernels rely on and files do not keep
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def keep_tokenizer(output_dir, tokenizer):
+    """Save it beside the checkpoints, whole or not at all: a run that is taken up must read its text alike."""
+    folder = Path(output_dir) / "checkpoints"
+    partial = folder / f".{TOKENIZER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer.save_pretrained(partial)
+    if not (folder / TOKENIZER).is_dir():
+        os.replace(partial, folder / TOKENIZER)
+
+
+def kept_tokenizer(output_dir, resume_from):
+    """The folder of the tokenizer of the run that is taken up, or None. resume_from: as `find_checkpoint` takes it."""
+    if resume_from is None:
+        return None
+    folder = Path(output_dir) / "checkpoints" if resume_from == "auto" else Path(resume_from).resolve().parent
+    return folder / TOKENIZER if (folder / TOKENIZER).is_dir() else None
 
 
 def write_json(path, content):

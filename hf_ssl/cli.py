@@ -10,21 +10,31 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, HfArgumentParser, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, HfArgumentParser, PreTrainedConfig
 from transformers.utils import cached_file
 
-from .checkpoints import RUN_FILE
-from .data import TWO_VIEWS, ImageDecoder, TwoViews, image_rows, load_split
+from .checkpoints import RUN_FILE, kept_tokenizer
+from .data import (
+    TWO_VIEWS,
+    ImageDecoder,
+    TokenBatches,
+    TwoViews,
+    image_rows,
+    load_split,
+    text_rows,
+    token_rows,
+    train_wordpiece,
+)
+from .data.words import Corpus
 from .errors import InputError
 from .evaluation.processes import process_state
-from .training import TrainingArguments
-
-VIEW_ARGUMENTS = ("views", "jitter_strength", "blur_probability", "solarize_probability")
+from .transfer import local_checkpoint
 
 
-def parse_arguments(config_class, recipes, description=None, unused=()):
-    """(config, TrainingArguments) from the command line.
+def parse_arguments(config_class, recipes, arguments_class, description=None):
+    """(config, arguments of `arguments_class`) from the command line.
 
     recipes: preset name -> (config values, training values); the first is the default. `--backbone` chooses a preset, a
     release of the method to go on from (with its run's training values), or any encoder of transformers, by model_type to
@@ -32,9 +42,7 @@ def parse_arguments(config_class, recipes, description=None, unused=()):
     read, and refuses.
     """
     set_up_logging()
-    parser = HfArgumentParser(TrainingArguments, description=description)
-    for name in unused:
-        parser._remove_action(parser._option_string_actions.pop(f"--{name}"))
+    parser = HfArgumentParser(arguments_class, description=description)
     options = parser._option_string_actions
     options["--backbone"].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
     backbone = parser.parse_known_args()[0].backbone or next(iter(recipes))
@@ -54,7 +62,7 @@ def parse_arguments(config_class, recipes, description=None, unused=()):
         raise InputError(
             f"The argument {unknown[0]} is unknown: " + (f"did you mean {close[0]}?" if close else "see --help.")
         )
-    args = TrainingArguments(**vars(given))
+    args = arguments_class(**vars(given))
     return override_config(config, args.config_overrides), args
 
 
@@ -101,7 +109,7 @@ def build_model(model_class, config, args):
     torch.manual_seed(args.seed)
     model = _checked(lambda: model_class(config))
     if encoder := config.backbone_config.name_or_path:
-        weights = AutoModel.from_pretrained(encoder, dtype=torch.float32)
+        weights = model_class.encoder_class.from_pretrained(encoder, dtype=torch.float32)
         _checked(lambda: model.load_encoder(weights), f"backbone '{encoder}' does not fit config_overrides: ")
     return model
 
@@ -120,7 +128,8 @@ def view_size(config, args):
 
 def two_views(args, size, processor):
     """The augmentation that `--views` names, with the changes that other arguments make."""
-    changes = {name: getattr(args, name) for name in VIEW_ARGUMENTS[1:] if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in ("jitter_strength", "blur_probability", "solarize_probability")}
+    changes = {name: value for name, value in given.items() if value is not None}
     if args.min_crop_scale is not None:
         changes["scale"] = (args.min_crop_scale, 1.0)
     return TwoViews(size, processor.image_mean, processor.image_std, **TWO_VIEWS[args.views] | changes)
@@ -133,6 +142,72 @@ def image_data(args, channels, view):
     )
     rows, column = image_rows(rows, args.image_column)
     return rows.select_columns([column]), ImageDecoder(column, channels, view)
+
+
+def text_documents(args):
+    """(documents, their column) that `--dataset_name` names."""
+    name, config_name = args.dataset_name, args.dataset_config_name
+    documents = load_split(name, args.train_split, sample="text", config_name=config_name, streaming=args.streaming)
+    return text_rows(documents, args.text_column)
+
+
+def text_tokenizer(config, args, documents, column):
+    """The tokenizer that a resumed run began with, that `--tokenizer_name` names or the backbone brings, or one learnt
+    from the documents. `config` takes over its vocabulary. Called by every process."""
+    native = config.backbone_config
+    begun_from = config.name_or_path or native.name_or_path
+    kept = kept_tokenizer(args.output_dir, local_checkpoint(process_state(), args.resume_from_checkpoint))
+    if name := kept or args.tokenizer_name or begun_from:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"tokenizer_name '{name}' is not a folder or Hub id with a tokenizer.") from error
+    elif args.train_tokenizer:
+        told = [None]
+        if process_state().is_main_process:
+            texts = lambda: (text or "" for block in documents.iter(1000) for text in block[column])  # noqa: E731
+            told = [train_wordpiece(texts, args.vocab_size, args.max_seq_length)]
+        [tokenizer] = broadcast_object_list(told)
+    else:
+        raise InputError("There is no vocabulary: name one by --tokenizer_name, or learn one by --train_tokenizer.")
+
+    found = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("mask", "cls", "sep", "pad")}
+    if None in found.values():
+        raise InputError(f"tokenizer_name '{name}' is not of a masked language model: found {found}.")
+    if not begun_from:
+        native.vocab_size, native.pad_token_id = len(tokenizer), found["pad_token_id"]
+    elif len(tokenizer) > native.vocab_size:
+        raise InputError(
+            f"tokenizer_name '{name}' has {len(tokenizer)} entries, the backbone only {native.vocab_size}."
+        )
+    if args.max_seq_length > native.max_position_embeddings:
+        raise InputError(
+            f"max_seq_length {args.max_seq_length} exceeds the backbone's {native.max_position_embeddings} positions: lower "
+            "it, or set --config_overrides backbone_config.max_position_embeddings."
+        )
+    config.mask_token_id = found["mask_token_id"]
+    config.special_token_ids = [found["cls_token_id"], found["sep_token_id"]]
+    return tokenizer
+
+
+def text_data(config, args, documents, column, tokenizer):
+    """(rows of tokens, their decoder): pairs of segments, or packed text if the model predicts no next sentences."""
+    pairs, state = config.next_sentence_prediction, process_state()
+    with state.main_process_first():  # which prepares the rows for all
+        rows = token_rows(documents, column, tokenizer, args.max_seq_length, pairs, args.dupe_factor, args.seed)
+    return rows, TokenBatches(tokenizer.pad_token_id, pairs, args.static_masking)
+
+
+def word_corpus(args, min_count):
+    """The words of the text that `--dataset_name` names, counted by all processes together."""
+    if args.num_train_epochs <= 0:
+        raise InputError(f"There is nothing to train: num_train_epochs={args.num_train_epochs}.")
+    documents, column = text_documents(args)
+    state = process_state()
+    gather = lambda part: gather_object([part])  # noqa: E731
+    return Corpus(
+        documents, column, min_count, args.text_is_prepared, state.process_index, state.num_processes, gather
+    )
 
 
 def override_config(config, overrides):
@@ -166,6 +241,9 @@ def set_up_logging():
     level = logging.INFO if main else logging.ERROR
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("hf_ssl").setLevel(level)
+    logging.getLogger("accelerate.utils.other").setLevel(
+        logging.ERROR
+    )  # tells at each checkpoint of weights that are tied
     logging.captureWarnings(True)
     warnings.simplefilter("default" if main else "ignore")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

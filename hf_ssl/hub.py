@@ -16,9 +16,10 @@ from jinja2 import Environment, FileSystemLoader
 
 from .checkpoints import RUN_FILE, write_json
 from .errors import InputError
-from .evaluation import evaluate_images, results_table
+from .evaluation import EVALUATIONS, Metric, results_table
 from .evaluation.pictures import save_loss
 from .evaluation.processes import process_state
+from .methods import METHODS
 from .records import command_line, public_name
 from .training import TrainingRun
 from .transfer import EVAL_RESULTS, PARTIAL_RELEASE, push_release
@@ -29,10 +30,9 @@ HISTORY = "history.json"
 NOT_TRAINING = (  # arguments that have no part in what is learnt
     "output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",
 )  # fmt: skip
-METRICS = {
-    "knn": "k-nearest-neighbour accuracy",
-    "linear_probe": "linear probe accuracy",
-    "fine_tune": "fine-tuned accuracy",
+SAMPLES = {  # by what a model reads: the embedded data set's folder, and what it is
+    "image": ("images", "the images that ship with hf_ssl (12,000 of Fashion-MNIST)"),
+    "text": ("text", "the documents that ship with hf_ssl (1.4 million English words from twelve sources)"),
 }
 
 
@@ -113,15 +113,17 @@ def evaluate_release(run):
     args = run.args
     if args.eval_protocols == "none":
         return
+    modality = run.model.input_modalities[0]
+    column = f"{modality}_column"
     try:
-        results = evaluate_images(
+        results = EVALUATIONS[modality](
             args.output_dir,
             args.dataset_name,
             args.dataset_config_name,
             protocols=args.eval_protocols.split(","),
             train_split=args.train_split,
             test_split=args.test_split,
-            image_column=args.image_column,
+            **{column: getattr(args, column)},
             label_column=args.label_column,
             streaming=args.streaming,
             seed=args.seed,
@@ -143,6 +145,7 @@ def write_card(folder):
     results_file = folder / EVAL_RESULTS
     results = json.loads(results_file.read_text()) if results_file.is_file() else None
     method = run["config"]["model_type"].removeprefix("ssl_")
+    modality = METHODS[method].input_modalities[0]
     arguments, facts = run["arguments"], run.get("facts", {})  # none of a run that has not saved yet
     stated = facts.get("data", {"title": None, "license": []})
     name = folder.resolve().name
@@ -152,18 +155,16 @@ def write_card(folder):
     backbone = arguments["backbone"] or ""
     begun_from = public_name(backbone) if "/" in backbone or Path(backbone).exists() else None  # no preset
     arguments["backbone"] = begun_from or backbone
-    unused = ("momentum",) if arguments["optim"] == "adamw" else ("adam_beta1", "adam_beta2", "adam_epsilon")
+    unused = ("momentum",) if arguments.get("optim") == "adamw" else ("adam_beta1", "adam_beta2", "adam_epsilon")
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
         license=None if begun_from else "apache-2.0",  # weights of others keep their licence
         base_model=begun_from if begun_from and begun_from.count("/") == 1 else None,
         tags=["self-supervised-learning", "hf_ssl", method],
         datasets=[dataset] if dataset and dataset.count("/") == 1 else None,
         model_name=name,
-        eval_results=_eval_results(results) if results else None,
+        eval_results=_eval_results(results, modality) if results else None,
     )
-    source = dataset or "the sample that ships with hf_ssl"
     template = Environment(loader=FileSystemLoader(CARDS)).get_template(f"{method}.md")
     shown = {k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in (*unused, *NOT_TRAINING)}
     text = template.render(
@@ -171,7 +172,7 @@ def write_card(folder):
         name=name,
         path=path,
         shipped=dataset is None,
-        dataset=f"{stated['title']} ({source})" if stated["title"] else source,
+        dataset=f"{stated['title']} ({dataset})" if dataset and stated["title"] else dataset or SAMPLES[modality][1],
         licence=", ".join(stated["license"]).upper(),
         config=run["config"],
         arguments=shown,
@@ -194,7 +195,7 @@ def _measured(facts):
     processes = "1 process" if count == 1 else f"{count} processes"
     if "threads" in machine:
         processes += f" of {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
-    seconds = max(facts["seconds"], 0.1)
+    seconds, unit = max(facts["seconds"], 0.1), facts["unit"]
     duration = (
         f"{seconds:.0f} s"
         if seconds < 100
@@ -204,25 +205,28 @@ def _measured(facts):
     )
     return {
         "parameters": f"{facts['parameters']:,}",
-        "samples seen": f"{facts['samples_seen']:,}",
-        "time": f"{duration}, {facts['samples_seen'] / seconds:,.0f} samples/s",
+        f"{unit} seen": f"{facts['samples_seen']:,}",
+        "time": f"{duration}, {facts['samples_seen'] / seconds:,.0f} {unit}/s",
         "hardware": f"{machine['name']}, {processes}, {facts['precision']}",
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     }
 
 
-def _eval_results(results):
+def _eval_results(results, modality):
     """The pretrained row as model-index entries."""
-    dataset = public_name(results["dataset"]["name"]) or "hf_ssl/samples/images"
-    return [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset,
-            dataset_name=dataset,
+    dataset = public_name(results["dataset"]["name"]) or f"hf_ssl/samples/{SAMPLES[modality][0]}"
+    entries = []
+    for column, value in results["results"].get("pretrained", {}).items():
+        metric = Metric(**results["metrics"][column])
+        entry = EvalResult(
+            task_type=metric.task or f"{modality}-classification",
+            dataset_type=metric.dataset or dataset,
+            dataset_name=metric.dataset or dataset,
+            dataset_config=results["dataset"]["config"],
             dataset_split=results["dataset"]["test_split"],
-            metric_type="accuracy",
-            metric_name=f"{METRICS.get(protocol, protocol.replace('_', ' '))} (%)",
+            metric_type=metric.kind,
+            metric_name=f"{metric.name} ({metric.unit})",
             metric_value=value,
         )
-        for protocol, value in results["results"]["pretrained"].items()
-    ]
+        entries.append(entry)
+    return entries

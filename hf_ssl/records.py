@@ -19,8 +19,8 @@ from .data.loading import SAMPLES
 LIBRARIES = ("hf_ssl", "torch", "transformers", "datasets", "accelerate")
 
 
-def describe_run(accelerator, dataset_name, data, parameters):
-    """The facts that are known before the first step. parameters: how many the model has."""
+def describe_run(accelerator, dataset_name, data, parameters, unit="samples"):
+    """The facts that are known before the first step. parameters: how many the model has. unit: what the run counts."""
     return {
         "command": [Path(sys.argv[0]).name, *(redact(argument) for argument in sys.argv[1:])],
         "versions": {"python": platform.python_version()} | _versions(),
@@ -28,6 +28,7 @@ def describe_run(accelerator, dataset_name, data, parameters):
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision.replace("no", "fp32"),
         "parameters": parameters,
+        "unit": unit,
         "data": _describe_data(dataset_name, data),
     }
 

@@ -19,13 +19,13 @@ from .checkpoints import (
     from_main,
     full_config,
     is_sharded,
+    keep_tokenizer,
     load_checkpoint,
     record_facts,
     save_checkpoint,
 )
 from .data.loader import TrainLoader
 from .data.loading import DataError
-from .data.views import TWO_VIEWS
 from .errors import InputError
 from .evaluation import PROTOCOLS
 from .health import representation_health, warn_if_collapsed
@@ -33,15 +33,15 @@ from .methods._base import SSLModel
 from .methods._random import seed_from
 from .optimizers import OPTIMIZERS, SCHEDULES, build_optimizer, build_scheduler
 from .records import describe_run
-from .transfer import FROM_HUB, HUB_STRATEGIES, check_repo_id, fetch_training_state, open_repository
+from .transfer import FROM_HUB, HUB_STRATEGIES, check_repo_id, local_checkpoint, open_repository
 
 logger = logging.getLogger(__name__)
 REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, as in the papers
 
 
 @dataclass
-class TrainingArguments:
-    """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`."""
+class RunArguments:
+    """What every run is told, however it trains."""
 
     output_dir: str = field(default="outputs", metadata={"help": "Release, checkpoints and logs of this run."})
     backbone: str | None = field(
@@ -57,53 +57,19 @@ class TrainingArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "The split that is trained on."})
     test_split: str = field(default="test", metadata={"help": "The split that the evaluation at the end reports on."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of images; found by type or name."})
     label_column: str | None = field(
         default=None, metadata={"help": "Column of labels, for the evaluation at the end."}
     )
     streaming: bool = field(default=False, metadata={"help": "Read while training, without downloading first."})
-    shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of a stream that are shuffled together."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and decode, per process."})
-    max_broken_fraction: float = field(
-        default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."}
-    )
 
-    image_size: int | None = field(
-        default=None, metadata={"help": "Side of a view in pixels; none: what the backbone's config says, else 224."}
-    )
-    min_crop_scale: float | None = field(
-        default=None, metadata={"help": "Smallest part of an image's area that a crop takes; none: the paper's."}
-    )
-    # of methods that compare two views; the others refuse them
-    views: str | None = field(default=None, metadata={"help": f"Augmentation: one of {', '.join(TWO_VIEWS)}."})
-    jitter_strength: float | None = field(default=None, metadata={"help": "Multiplies the colour jitter; none: 1."})
-    blur_probability: float | None = field(default=None, metadata={"help": "None: the paper's."})
-    solarize_probability: float | None = field(default=None, metadata={"help": "None: 0."})
-
-    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples per process and forward pass."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
-    learning_rate: float = field(
-        default=1.5e-4, metadata={"help": "For 256 samples a step; grows with the total batch."}
-    )
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": f"One of {', '.join(SCHEDULES)}; step: a tenth at 60% and 80% of the run."}
-    )
-    warmup_steps: float = field(default=0, metadata={"help": "Linear warm-up: steps, or, below 1, a part of the run."})
-    optim: str = field(default="adamw", metadata={"help": f"One of {', '.join(OPTIMIZERS)}."})
-    weight_decay: float = field(default=0.05, metadata={"help": "With adamw and lars not on biases and norms."})
-    momentum: float = field(default=0.9, metadata={"help": "Of sgd and lars."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's."})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient's norm; 0: no clipping."})
+    learning_rate: float = field(default=1.5e-4, metadata={"help": "The highest rate."})
     seed: int = field(default=0, metadata={"help": "Of weights, order, views and masks."})
-
     cpu_threads: int = field(
         default=0,
         metadata={"help": "Threads of a process on a CPU; 0: torch's choice. Small models are fastest on 1."},
     )
+
     logging_steps: int = field(default=50, metadata={"help": "Steps between log entries."})
     report_to: str = field(default="none", metadata={"help": "Trackers of Accelerate: tensorboard, wandb, all ..."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0: none but at SIGTERM."})
@@ -123,54 +89,79 @@ class TrainingArguments:
     )
 
     def __post_init__(self):
-        positive = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_total_limit")
-        for name in positive:
+        for name in ("logging_steps", "save_total_limit"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
-        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
-            raise InputError(
-                f"There is nothing to train: max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}."
-            )
-        for name, known in (("views", TWO_VIEWS), ("optim", OPTIMIZERS), ("lr_scheduler_type", SCHEDULES)):
-            _check_known(name, getattr(self, name), [None, *known] if name == "views" else known)
-        _check_known("hub_strategy", self.hub_strategy, HUB_STRATEGIES)
+        for name in ("learning_rate", "save_steps", "cpu_threads"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
+        for name, known in (
+            ("report_to", ["none", "all", *(tracker.value for tracker in LoggerType)]),
+            ("eval_protocols", ["none", *PROTOCOLS]),
+        ):
+            for value in getattr(self, name).split(","):
+                check_known(name, value, known)
+        check_known("hub_strategy", self.hub_strategy, HUB_STRATEGIES)
         if self.push_to_hub != bool(self.hub_model_id):
             raise InputError(
                 "push_to_hub and hub_model_id belong together: give both, --push_to_hub --hub_model_id org/name."
             )
         if self.hub_model_id:
             check_repo_id("hub_model_id", self.hub_model_id)
-        for name, known in (
-            ("report_to", ["none", "all", *(tracker.value for tracker in LoggerType)]),
-            ("eval_protocols", ["none", *PROTOCOLS]),
-        ):
-            for value in getattr(self, name).split(","):
-                _check_known(name, value, known)
-        if self.image_size is not None and self.image_size < 1:
-            raise InputError(f"image_size must be at least 1, found {self.image_size}.")
+
+
+@dataclass
+class TrainingArguments(RunArguments):
+    """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`.
+
+    What belongs to one kind of data stands in the subclasses of `hf_ssl.arguments`.
+    """
+
+    shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of a stream that are shuffled together."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and decode, per process."})
+    max_broken_fraction: float = field(
+        default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."}
+    )
+
+    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples per process and forward pass."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
+    learning_rate: float = field(
+        default=1.5e-4, metadata={"help": "For 256 samples a step; grows with the total batch."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": f"One of {', '.join(SCHEDULES)}; step: a tenth at 60% and 80% of the run."}
+    )
+    warmup_steps: float = field(default=0, metadata={"help": "Linear warm-up: steps, or, below 1, a part of the run."})
+    optim: str = field(default="adamw", metadata={"help": f"One of {', '.join(OPTIMIZERS)}."})
+    weight_decay: float = field(default=0.05, metadata={"help": "With adamw and lars not on biases and norms."})
+    momentum: float = field(default=0.9, metadata={"help": "Of sgd and lars."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient's norm; 0: no clipping."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise InputError(
+                f"There is nothing to train: max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}."
+            )
+        for name, known in (("optim", OPTIMIZERS), ("lr_scheduler_type", SCHEDULES)):
+            check_known(name, getattr(self, name), known)
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be at least 0 and below 1, found {self.momentum}.")
-        if self.min_crop_scale is not None and not 0 < self.min_crop_scale <= 1:
-            raise InputError(f"min_crop_scale must be above 0 and at most 1, found {self.min_crop_scale}.")
-        for name in ("blur_probability", "solarize_probability"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise InputError(f"{name} must lie in [0, 1], found {getattr(self, name)}.")
-        for name in (
-            "jitter_strength",
-            "learning_rate",
-            "weight_decay",
-            "warmup_steps",
-            "max_grad_norm",
-            "save_steps",
-            "dataloader_num_workers",
-        ):
-            if (getattr(self, name) or 0) < 0:
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
 
 
-def _check_known(name, value, known):
+def check_known(name, value, known):
     if value not in known:
-        raise InputError(f"{name} '{value}' is unknown: expected one of {', '.join(filter(None, known))}.")
+        raise InputError(f"{name} '{value}' is unknown: expected one of {', '.join(known)}.")
 
 
 @dataclass
@@ -183,13 +174,13 @@ class TrainingRun:
     is_main_process: bool
 
 
-def train(model: SSLModel, data, decoder, args: TrainingArguments, on_save=None) -> TrainingRun:
+def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=None, on_save=None) -> TrainingRun:
     """Train `model`, from scratch or from a checkpoint.
 
     data: a `datasets.Dataset` or `IterableDataset`. decoder: what turns its rows to batches (`hf_ssl.data.loader`), its
-    `view` what turns those to `forward`'s arguments on the device. on_save: called on the main process with the run so far
-    after each checkpoint but the last (`hf_ssl.hub.push_save`). SIGTERM saves a checkpoint and ends the program with exit
-    code 143.
+    `view` what turns those to `forward`'s arguments on the device. tokenizer: of text, kept beside the checkpoints.
+    on_save: called on the main process with the run so far after each checkpoint but the last (`hf_ssl.hub.push_save`).
+    SIGTERM saves a checkpoint and ends the program with exit code 143.
     """
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)
@@ -209,19 +200,9 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, on_save=None)
         model.check_batch(args.per_device_train_batch_size, accelerator.num_processes)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if args.push_to_hub:  # what cannot be pushed is known before the work, not after it
-        config = full_config(model.config)
-        from_main(accelerator, lambda: open_repository(args.hub_model_id, config, args.hub_private_repo) and None)
-    resume_from = args.resume_from_checkpoint
-    if resume_from and resume_from.startswith(FROM_HUB):
-        if is_sharded(accelerator):  # whose files would have to be unpickled
-            raise InputError(
-                f"resume_from_checkpoint '{resume_from}': a sharded run goes on from a local folder only."
-            )
-        resume_from = from_main(accelerator, lambda: str(fetch_training_state(resume_from)))
-    checkpoint = claim_output_dir(accelerator, output_dir, model.config, args, resume_from)
-    parameters = sum(p.numel() for p in model.parameters())
-    facts = describe_run(accelerator, args.dataset_name, data, parameters) if accelerator.is_main_process else {}
+    checkpoint, facts = begin_run(accelerator, model, data, args)
+    if tokenizer is not None and accelerator.is_main_process:
+        keep_tokenizer(output_dir, tokenizer)
 
     choose_kernels(model, accelerator)
     optimizer = build_optimizer(model, learning_rate, args, fused=not is_sharded(accelerator))
@@ -278,7 +259,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, on_save=None)
             whole.load_state_dict(weights)
         return whole
 
-    terminated = _Terminated()
+    terminated = Terminated()
     progress = tqdm(
         total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, dynamic_ncols=True
     )
@@ -344,6 +325,23 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, on_save=None)
     for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next
         tracker.finish()
     return TrainingRun(core.eval(), history, args, accelerator.is_main_process)
+
+
+def begin_run(accelerator, model, data, args, unit="samples"):
+    """Refuse what cannot go well before the work, not after it; (the checkpoint to go on from or None, the facts of the
+    run, on the main process). unit: what the run reads and counts."""
+    if args.push_to_hub:
+        config = full_config(model.config)
+        from_main(accelerator, lambda: open_repository(args.hub_model_id, config, args.hub_private_repo) and None)
+    resume_from = args.resume_from_checkpoint
+    if (resume_from or "").startswith(FROM_HUB) and is_sharded(accelerator):  # whose files would have to be unpickled
+        raise InputError(f"resume_from_checkpoint '{resume_from}': a sharded run goes on from a local folder only.")
+    resume_from = local_checkpoint(accelerator, resume_from)
+    checkpoint = claim_output_dir(accelerator, Path(args.output_dir), model.config, args, resume_from)
+    if not accelerator.is_main_process:
+        return checkpoint, {}
+    parameters = sum(p.numel() for p in model.parameters())
+    return checkpoint, describe_run(accelerator, args.dataset_name, data, parameters, unit)
 
 
 def _count_steps(args, data, total_batch):
@@ -415,7 +413,7 @@ def _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, s
         logger.info("going on from %s at step %d", checkpoint, step)
 
 
-class _Terminated:
+class Terminated:
     """Remembers that SIGTERM has come, so that the step in hand can be finished and saved."""
 
     def __init__(self):

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
-from .checkpoints import RUN_FILE, differing, find_checkpoint, find_damage, list_checkpoints
+from .checkpoints import RUN_FILE, differing, find_checkpoint, find_damage, from_main, list_checkpoints
 from .errors import InputError
 from .records import public_name, public_run, redact
 
@@ -103,6 +103,16 @@ def verify(repo_id, revision=None):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+def local_checkpoint(state, resume_from):
+    """`--resume_from_checkpoint` as None, auto or a folder: the main process fetches a training state from the Hub.
+
+    Called by every process. state: an Accelerator or PartialState.
+    """
+    if not (resume_from or "").startswith(FROM_HUB):
+        return resume_from
+    return from_main(state, lambda: str(fetch_training_state(resume_from)))
+
+
 def fetch_training_state(address):
     """The checkpoint folder of `hub:org/name` or `hub:org/name@revision`, in the cache, whole."""
     repo_id, _, revision = address.removeprefix(FROM_HUB).partition("@")
@@ -169,7 +179,7 @@ def _release_files(folder, repo_id, training_state):
             path for path in checkpoint.parent.iterdir() if path.is_dir() and not path.name.startswith((".", "step_"))
         ]
         for path in sorted(path for part in (checkpoint, *beside) for path in part.rglob("*") if path.is_file()):
-            if path.suffix not in (".json", ".safetensors", ".txt"):
+            if checkpoint in path.parents and path.suffix not in (".json", ".safetensors"):
                 raise InputError(
                     f"The training state of a sharded run, {path.name}, cannot be pushed: only whole ones can."
                 )

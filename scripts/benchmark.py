@@ -7,6 +7,8 @@ python scripts/benchmark.py moco                # step, queue loss, views, whole
 python scripts/benchmark.py moco --part step --size r50-32
 python scripts/benchmark.py moco --part quality # accuracies beside lightly's, about ten minutes a seed
 python scripts/benchmark.py simclr              # step and memory against lightly's
+python scripts/benchmark.py word2vec            # against gensim, from text to vectors; --size cbow, skip-gram-hs, cbow-hs
+python scripts/benchmark.py bert --size mini    # step and memory against transformers' BertForPreTraining
 
 Each round runs every variant once, one after the other, so that other programs on the machine slow all of them alike.
 lightly and what it needs come with pip install -e ".[benchmark]".
@@ -17,7 +19,7 @@ import importlib.util
 import os
 
 import torch
-from benchmarks import loop, mae, moco, simclr
+from benchmarks import bert, loop, mae, moco, simclr, word2vec
 
 from hf_ssl.cli import set_up_logging
 from hf_ssl.errors import InputError, run_script
@@ -33,25 +35,44 @@ def contrastive(benchmark, args):
         benchmark.PARTS[part](benchmark.SIZES[args.size], args)
 
 
+def words(args):
+    if importlib.util.find_spec("gensim") is None:
+        raise InputError('gensim, to be compared with, is not installed: pip install -e ".[benchmark]".')
+    word2vec.compare(args.size, args.rounds, args.threads, args.text, args.epochs, args.quality)
+
+
 BENCHMARKS = {
     "mae": lambda args: mae.compare(args.size, args.rounds),
     "loop": lambda args: loop.compare(args.rounds),
     "moco": lambda args: contrastive(moco, args),
     "simclr": lambda args: contrastive(simclr, args),
+    "bert": lambda args: bert.compare(args.size, args.rounds),
+    "word2vec": words,
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = parser.add_subparsers(dest="name", required=True)
-    for name, benchmark in (("mae", mae), ("loop", loop), ("moco", moco), ("simclr", simclr)):
+    for name, benchmark in (
+        ("mae", mae),
+        ("loop", loop),
+        ("moco", moco),
+        ("simclr", simclr),
+        ("bert", bert),
+        ("word2vec", word2vec),
+    ):
         own = names.add_parser(name, help=benchmark.__doc__.split("\n")[0])
         own.add_argument("--rounds", type=int, default=5, help="How often each is timed; loop: ten times that.")
         if benchmark is loop:
             continue
         own.add_argument("--size", choices=benchmark.SIZES, default=next(iter(benchmark.SIZES)), help="Of the model.")
         own.add_argument("--threads", type=int, default=os.cpu_count(), help="1 is steadier on a busy machine.")
-        if benchmark is not mae:
+        if benchmark is word2vec:
+            own.add_argument("--text", help="A file with a sentence in each line; none: the embedded documents.")
+            own.add_argument("--epochs", type=int, default=1)
+            own.add_argument("--quality", action="store_true", help="Also similarity and analogies of each round.")
+        elif benchmark not in (mae, bert):
             own.add_argument("--part", help=f"Some of {','.join(benchmark.PARTS)}; none: what is quick at this size.")
         if benchmark is moco:
             own.add_argument("--seeds", type=int, default=3, help="Of the part quality: runs of each side.")

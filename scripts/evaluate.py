@@ -1,17 +1,21 @@
-"""Evaluate an image encoder: a release of ours or anybody's checkpoint, beside raw pixels and random initialisation.
+"""Evaluate an encoder of images or texts: a release of ours or anybody's checkpoint, beside raw features and random weights.
 
 python scripts/evaluate.py outputs/mae --protocols knn,linear_probe,neighbours,tsne
 python scripts/evaluate.py facebook/dinov2-small --dataset_name uoft-cs/cifar10 --protocols knn,linear_probe
+python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name stanfordnlp/imdb --max_samples 2000
+python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config_name mrpc \\
+    --test_split validation --protocols fine_tune
 torchrun --nproc_per_node 2 scripts/evaluate.py outputs/mae        # on CPUs with ACCELERATE_USE_CPU=true before it
 """
 
 import argparse
+import inspect
 from pathlib import Path
 
 from hf_ssl.checkpoints import RUN_FILE
 from hf_ssl.cli import set_up_logging
-from hf_ssl.errors import run_script
-from hf_ssl.evaluation import PROTOCOLS, evaluate_images, results_table
+from hf_ssl.errors import InputError, run_script
+from hf_ssl.evaluation import EVALUATIONS, PROTOCOLS, find_modality, results_table
 from hf_ssl.evaluation.fine_tune import FRACTIONS
 from hf_ssl.evaluation.processes import process_state
 
@@ -19,12 +23,11 @@ from hf_ssl.evaluation.processes import process_state
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name_or_path", help="Folder or Hub id.")
-    parser.add_argument("--dataset_name", help="Hub id, folder or glob of files; none: the embedded images.")
+    parser.add_argument("--dataset_name", help="Hub id, folder or glob of files; none: the embedded sample.")
     parser.add_argument("--dataset_config_name", dest="config_name", help="Configuration of the data set.")
     parser.add_argument("--protocols", default="knn,linear_probe", help=f"Some of {','.join(PROTOCOLS)}.")
     parser.add_argument("--train_split", default="train", help="Also a part, such as 'train[:80%%]'.")
     parser.add_argument("--test_split", default="test", help="If there is no 'test', 'validation' is taken.")
-    parser.add_argument("--image_column", help="Column of images; found by type or name.")
     parser.add_argument("--label_column", help="Column of labels; found by type or name.")
     parser.add_argument("--streaming", action="store_true", help="Read without downloading first.")
     parser.add_argument("--max_samples", type=int, help="Draw so many rows from each split.")
@@ -35,6 +38,22 @@ def main():
     parser.add_argument("--revision", help="Branch, tag or commit on the Hub.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", help="Default: the folder if it is a release of ours, else ./eval_<name>.")
+    images = parser.add_argument_group("images")
+    images.add_argument("--image_column", help="Column of images; found by type or name.")
+    texts = parser.add_argument_group("texts")
+    texts.add_argument("--text_column", help="Column of texts; found by name, GLUE's pairs too.")
+    texts.add_argument("--text_column_2", help="Column of the second text of a pair.")
+    texts.add_argument(
+        "--max_length", type=int, help="Tokens that are read of a text; none: 128, or what the model has."
+    )
+    cut = "Cut documents into passages of about max_length; none: only the embedded documents."
+    texts.add_argument("--cut_passages", action=argparse.BooleanOptionalAction, help=cut)
+    texts.add_argument("--feature", help="mean, pooler or cls; none: mean, but of our own architectures pooler.")
+    texts.add_argument("--task", help="GLUE task, which chooses the scores of fine-tuning; none: the config's name.")
+    texts.add_argument(
+        "--fine_tune_learning_rate", type=float, help="None: 5e-5, for BERT-base; small models want more."
+    )
+    texts.add_argument("--word_files", nargs="+", help="Similarity judgements and analogies, for the protocol words.")
     args = vars(parser.parse_args())
     state = process_state()
     set_up_logging()
@@ -43,7 +62,14 @@ def main():
     is_release = (folder / RUN_FILE).is_file()
     args["output_dir"] = args["output_dir"] or str(folder if is_release else Path(f"eval_{folder.name}"))
     args["protocols"] = args["protocols"].split(",")
-    results = evaluate_images(**args)
+    modality = find_modality(args["name_or_path"], args["revision"])
+    if modality not in EVALUATIONS:
+        raise InputError(f"'{folder}' reads {modality}: expected an encoder of one of {', '.join(EVALUATIONS)}.")
+    evaluate = EVALUATIONS[modality]
+    known = inspect.signature(evaluate).parameters
+    if foreign := [name for name, value in args.items() if name not in known and value is not None]:
+        raise InputError(f"The argument --{foreign[0]} is not for an encoder of {modality}s, which '{folder}' is.")
+    results = evaluate(**{name: value for name, value in args.items() if name in known})
     if state.is_main_process:
         print(results_table(results))
         if is_release:

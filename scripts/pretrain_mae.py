@@ -8,7 +8,8 @@ accelerate launch scripts/pretrain_mae.py --backbone vit-base --dataset_name ILS
 from functools import partial
 
 from hf_ssl import MAEConfig, MAEForPreTraining
-from hf_ssl.cli import VIEW_ARGUMENTS, build_model, image_data, parse_arguments, view_size
+from hf_ssl.arguments import ImageArguments
+from hf_ssl.cli import build_model, image_data, parse_arguments, view_size
 from hf_ssl.data import RandomResizedCropAndFlip, image_processor
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation.pictures import save_reconstructions
@@ -46,13 +47,14 @@ RECIPES = {
 
 
 def main():
-    config, args = parse_arguments(MAEConfig, RECIPES, __doc__, unused=VIEW_ARGUMENTS)
+    config, args = parse_arguments(MAEConfig, RECIPES, ImageArguments, __doc__)
     size, channels = view_size(config, args), config.backbone_config.num_channels
     processor = image_processor(size, channels)
     scale = (args.min_crop_scale or 0.2, 1.0)
     view = RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std, scale)  # the only augmentation
     rows, decoder = image_data(args, channels, view)
-    run = train(build_model(MAEForPreTraining, config, args), rows, decoder, args, partial(push_save, processor))
+    model = build_model(MAEForPreTraining, config, args)
+    run = train(model, rows, decoder, args, on_save=partial(push_save, processor))
     finish_run(run, processor, {"reconstructions": partial(save_reconstructions, run.model, rows, decoder, processor)})
 
 

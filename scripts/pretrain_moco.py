@@ -8,6 +8,7 @@ accelerate launch scripts/pretrain_moco.py --backbone resnet50 --dataset_name IL
 from functools import partial
 
 from hf_ssl import MoCoConfig, MoCoForPreTraining
+from hf_ssl.arguments import TwoViewArguments
 from hf_ssl.cli import build_model, image_data, parse_arguments, two_views, view_size
 from hf_ssl.data import image_processor
 from hf_ssl.errors import run_script
@@ -44,11 +45,12 @@ RECIPES = {
 
 
 def main():
-    config, args = parse_arguments(MoCoConfig, RECIPES, __doc__)
+    config, args = parse_arguments(MoCoConfig, RECIPES, TwoViewArguments, __doc__)
     size, channels = view_size(config, args), config.backbone_config.num_channels
     processor = image_processor(size, channels)
     rows, decoder = image_data(args, channels, two_views(args, size, processor))
-    run = train(build_model(MoCoForPreTraining, config, args), rows, decoder, args, partial(push_save, processor))
+    model = build_model(MoCoForPreTraining, config, args)
+    run = train(model, rows, decoder, args, on_save=partial(push_save, processor))
     finish_run(run, processor, {"views": partial(save_views, rows, decoder)})
 
 

@@ -8,6 +8,7 @@ accelerate launch scripts/pretrain_simclr.py --backbone resnet50 --dataset_name 
 from functools import partial
 
 from hf_ssl import SimCLRConfig, SimCLRForPreTraining
+from hf_ssl.arguments import TwoViewArguments
 from hf_ssl.cli import build_model, image_data, parse_arguments, two_views, view_size
 from hf_ssl.data import image_processor
 from hf_ssl.errors import run_script
@@ -42,11 +43,12 @@ RECIPES = {
 
 
 def main():
-    config, args = parse_arguments(SimCLRConfig, RECIPES, __doc__)
+    config, args = parse_arguments(SimCLRConfig, RECIPES, TwoViewArguments, __doc__)
     size, channels = view_size(config, args), config.backbone_config.num_channels
     processor = image_processor(size, channels, normalize=False)  # as in the original, pixels stay in [0, 1]
     rows, decoder = image_data(args, channels, two_views(args, size, processor))
-    run = train(build_model(SimCLRForPreTraining, config, args), rows, decoder, args, partial(push_save, processor))
+    model = build_model(SimCLRForPreTraining, config, args)
+    run = train(model, rows, decoder, args, on_save=partial(push_save, processor))
     finish_run(run, processor, {"views": partial(save_views, rows, decoder)})
 
 

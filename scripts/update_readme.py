@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hf_ssl.checkpoints import RUN_FILE, write_json
 from hf_ssl.errors import InputError, run_script
+from hf_ssl.evaluation import Metric
 from hf_ssl.methods import METHODS
 from hf_ssl.records import command_line
 from hf_ssl.transfer import EVAL_RESULTS
@@ -35,14 +36,14 @@ def record(folder):
     facts = run["facts"]
     if facts["steps"] < facts["max_steps"]:
         raise InputError(f"The run in '{folder}' has not ended: {facts['steps']} of {facts['max_steps']} steps.")
-    measured = {
-        name: facts[name] for name in ("samples_seen", "seconds", "hardware", "processes", "precision", "versions")
-    }
+    names = ("samples_seen", "unit", "seconds", "hardware", "processes", "precision", "versions")
+    measured = {name: facts[name] for name in names}
     kept = {
         "command": command_line(facts),
         "seed": run["arguments"]["seed"],
         "run": measured,
         "results": results["results"],
+        "metrics": results["metrics"],
     }
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{run['config']['model_type'].removeprefix('ssl_')}.json", kept)
@@ -65,22 +66,29 @@ def zoo_table():
             papers,
             f"[pretrain_{name}.py](scripts/pretrain_{name}.py)",
             f"[{name}.md](model_cards/{name}.md)",
-            _proof(recorded.get("results", {})),
+            _proof(recorded.get("results", {}), recorded.get("metrics", {})),
             _speed(recorded.get("run")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _proof(results):
+def _proof(results, metrics):
     before, after = (results.get(row, {}) for row in ROWS)
-    return ", ".join(f"{k.replace('_', ' ')} {before[k]:.1f} → {after[k]:.1f}" for k in after if k in before)
+    known = {name: Metric(**{"name": name} | metrics.get(name, {})) for name in after if name in before}
+    changes = []
+    for name, metric in known.items():
+        if metric.unit:  # no counts or probabilities
+            numbers = f"{before[name]:.{metric.digits}f} → {after[name]:.{metric.digits}f}"
+            changes.append(f"{name.replace('_', ' ')} {numbers}" + (f" {metric.unit}" if metric.unit != "%" else ""))
+    return ", ".join(changes)
 
 
 def _speed(run):
     if not run:
         return ""
-    return f"{run['samples_seen'] / run['seconds']:,.0f} samples/s on {run['hardware']['name']}, {run['seconds'] / 60:.1f} min"
+    speed = f"{run['samples_seen'] / run['seconds']:,.0f} {run['unit']}/s"
+    return f"{speed} on {run['hardware']['name']}, {run['seconds'] / 60:.1f} min"
 
 
 def updated(readme):

@@ -70,3 +70,18 @@ def shards(tmp_path_factory):
         part = rows.select(range(start, stop)).cast_column("image", datasets.Image())
         part.to_parquet(folder / f"train-{number:05d}-of-00003.parquet", batch_size=8)
     return folder
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory):
+    """A folder of two parquet shards of unequal length, 40 of the embedded documents, and 20 to validate on."""
+    sample = ROOT / "hf_ssl/data/samples/text"
+    short = datasets.load_dataset(str(sample), split="train").filter(lambda row: len(row["text"]) < 2000)
+    folder = tmp_path_factory.mktemp("documents")
+    for name, start, stop in (
+        ("train-00000-of-00002", 0, 15),
+        ("train-00001-of-00002", 15, 40),
+        ("validation", 40, 60),
+    ):
+        short.select(range(start, stop)).to_parquet(folder / f"{name}.parquet", batch_size=4)
+    return folder

@@ -28,7 +28,7 @@ from hf_ssl import MAEConfig, MAEForPreTraining
 from hf_ssl.data.images import image_processor
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import (
-    LabelledImages,
+    LabelledRows,
     balanced_subset,
     checksum,
     evaluate_images,
@@ -42,8 +42,9 @@ from hf_ssl.evaluation import (
     random_encoder,
     results_table,
 )
-from hf_ssl.evaluation.features import labelled_images, take_samples
+from hf_ssl.evaluation.features import take_samples
 from hf_ssl.evaluation.fine_tune import LAYER_DECAY, Classifier, parameter_groups
+from hf_ssl.evaluation.image_encoders import labelled_images
 from hf_ssl.evaluation.linear_probe import _train, standardiser
 
 ROOT = Path(__file__).parents[1]
@@ -347,7 +348,7 @@ def test_metrics_load_offline_and_equal_the_functions():
 
 def test_fine_tuning_learns_and_leaves_the_encoder_alone(release):
     encoder = load_encoder(release)
-    train, test = (LabelledImages(*labelled_images(noisy_images(rows), "image", "label", 3)) for rows in (60, 30))
+    train, test = (LabelledRows(*labelled_images(noisy_images(rows), "image", "label", 3)) for rows in (60, 30))
     settings = {"epochs": 30, "batch_size": 20, "min_steps": 0}
     with frozen(encoder.model):
         accuracy = fine_tune(encoder, train, test, 3, **settings)

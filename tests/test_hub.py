@@ -24,15 +24,18 @@ from hub_server import Fault, User
 from huggingface_hub import ModelCard
 from methods.tester import MethodTester
 from processes import launch
+from safetensors.torch import load_file
 from test_scripts import run
 from test_training import pretrain, same_weights
-from transformers import AutoModel, AutoModelForPreTraining
+from transformers import AutoModel, AutoModelForPreTraining, BertTokenizer
 
 import hf_ssl
 from hf_ssl import transfer
 from hf_ssl.checkpoints import RUN_FILE, full_config, write_json
 from hf_ssl.data import image_processor
+from hf_ssl.data.words import word_tokenizer
 from hf_ssl.errors import InputError
+from hf_ssl.evaluation.protocols import METRICS
 from hf_ssl.hub import write_card
 from hf_ssl.methods import METHODS
 from hf_ssl.records import describe_run
@@ -80,25 +83,30 @@ def find_tester(name):
     return next(tester for tester in classes if getattr(tester, "model_class", None) is METHODS[name])()
 
 
+LETTERS = [chr(letter) for letter in range(ord("a"), ord("a") + 11)]
+TEXT = {  # the tokenizers of what reads text
+    "bert": BertTokenizer(
+        vocab={t: i for i, t in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS))}
+    ),
+    "word2vec": word_tokenizer(LETTERS),
+}
+
+
 def make_release(folder, name="mae", seed=0, steps=30):
     """What a run of a tiny model leaves; (folder, model)."""
     model = find_tester(name).model(seed).eval()
     args = TrainingArguments(output_dir=str(folder), max_steps=steps, seed=seed, eval_protocols="none")
     folder.mkdir(parents=True)
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
-    data = SimpleNamespace(info=SimpleNamespace(dataset_name="images"))
-    facts = describe_run(accelerator, None, data, model.num_parameters())
+    data = SimpleNamespace(info=SimpleNamespace(dataset_name="text" if name in TEXT else "images"))
+    unit = "words" if name == "word2vec" else "samples"
+    facts = describe_run(accelerator, None, data, model.num_parameters(), unit)
     facts |= {"steps": steps, "max_steps": steps, "samples_seen": 64 * steps, "seconds": 12.3}
     write_json(folder / RUN_FILE, {"config": full_config(model.config), "arguments": asdict(args), "facts": facts})
     history = [{"step": step, "epoch": 0, "loss": 1 / step, "learning_rate": 0.1} for step in range(10, steps + 1, 10)]
-    processor = image_processor(16) if model.main_input_name == "pixel_values" else _NoProcessor()
+    processor = TEXT[name] if name in TEXT else image_processor(16)
     hf_ssl.save_release(TrainingRun(model, history, args, True), processor)
     return folder, model
-
-
-class _NoProcessor:
-    def save_pretrained(self, folder):
-        pass
 
 
 @pytest.fixture
@@ -119,19 +127,23 @@ def commits(hub, repo="org/tiny"):
 PLAIN = """
 import json, sys, torch
 sys.modules["hf_ssl"] = None
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 for repo, own, file in json.loads(sys.argv[1]):
     expected = torch.load(file)
     model, report = AutoModel.from_pretrained(repo, output_loading_info=True, trust_remote_code=own)
+    report["unexpected_keys"] = {key for key in report["unexpected_keys"] if not key.startswith(expected["heads"])}
     assert not any(report.values()), (repo, report)
     place = "transformers_modules." if own else "transformers.models."
     assert type(model).__module__.startswith(place), (repo, type(model))
     found = model.state_dict()
     assert found.keys() == expected["weights"].keys(), repo
     assert all(torch.equal(value, expected["weights"][name]) for name, value in found.items()), repo
-    if expected["inputs"] is not None:
-        features = model(expected["inputs"]).pooler_output.flatten(1)
-        torch.testing.assert_close(features, expected["features"], rtol=0, atol=1e-6)
+    inputs = expected["inputs"]
+    output = model(**inputs)
+    torch.testing.assert_close(eval(expected["how"]), expected["features"], rtol=0, atol=1e-6)
+    if "input_ids" in inputs:
+        tokens = AutoTokenizer.from_pretrained(repo, trust_remote_code=own)("b A c")
+        assert tokens["input_ids"] == expected["tokens"], (repo, tokens)
 """
 
 
@@ -145,10 +157,10 @@ def test_round_trip_of_every_method(hub, token, tmp_path):
         assert {path for path in hub.files(f"org/{name}") if not path.startswith(".")} == {
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
         }
-        encoder, images = model.export_encoder(), model.main_input_name == "pixel_values"
-        inputs = find_tester(name).batch()[model.main_input_name] if images else None
-        expected = {"weights": encoder.state_dict(), "inputs": inputs}
-        expected["features"] = model.embed(inputs).detach() if images else None
+        encoder, tester = model.export_encoder(), find_tester(name)
+        expected = {"weights": encoder.base_model.state_dict(), "inputs": tester.inputs()}
+        expected |= {"features": model.embed(**tester.inputs()).detach(), "how": tester.released_features}
+        expected |= {"heads": tester.released_heads, "tokens": name in TEXT and TEXT[name]("b A c")["input_ids"]}
         torch.save(expected, tmp_path / f"{name}.pt")
         own = not type(encoder).__module__.startswith("transformers.models.")
         asked.append((f"org/{name}", own, str(tmp_path / f"{name}.pt")))
@@ -481,6 +493,37 @@ def test_a_run_that_pushes_at_every_save_goes_on_from_the_hub(hub, token, shards
     assert code == 1 and "error: 'org/no' was not found on the Hub" in err
 
 
+@pytest.mark.parametrize("name", TEXT)
+def test_a_run_on_text_goes_on_from_the_hub_with_its_vocabulary(hub, token, documents, tmp_path, name):
+    """Where the words were counted or the tokens learnt before, they are so again; the weights are those of an unbroken run."""
+    flags = ["--dataset_name", documents, "--save_steps", 1, "--logging_steps", 1, "--eval_protocols", "none"]
+    flags += ["--cpu_threads", 1]
+    if name == "bert":
+        flags += ["--max_steps", 3, "--per_device_train_batch_size", 8, "--max_seq_length", 32, "--vocab_size", 300]
+    else:
+        flags += ["--num_train_epochs", 3, "--config_overrides", "backbone_config.hidden_size=16"]
+    code, _, err = run(f"pretrain_{name}.py", *flags, "--output_dir", tmp_path / "whole")
+    assert code == 0, err
+    push = [*flags, "--push_to_hub", "--hub_model_id", "org/run", "--hub_strategy", "every_save"]
+    hub.faults.append(Fault("POST", "^/api/models/org/run/commit/", 403, skip=2, times=99))
+    code, _, err = run(f"pretrain_{name}.py", *push, "--output_dir", tmp_path / "lost")
+    assert code == 1 and "The release is whole in" in err, err
+    hub.faults.clear()
+    pushed = hub.files("org/run")
+    assert {path.split("/")[1] for path in pushed if path.startswith("checkpoints/step")} == {"step_2"}
+    assert ("checkpoints/tokenizer/tokenizer.json" in pushed) == (name == "bert") and "tokenizer.json" in pushed
+    assert str(tmp_path).encode() not in b"".join(pushed.values()) and b"2 of 3 steps" in pushed["README.md"]
+    if name == "bert":
+        push[push.index(300)] = 200  # would be another vocabulary, if it were learnt again
+    resume = ["--resume_from_checkpoint", "hub:org/run"]
+    code, _, err = run(f"pretrain_{name}.py", *push, *resume, "--output_dir", tmp_path / "again")
+    assert code == 0, err
+    whole, again = (load_file(tmp_path / folder / "pretraining/model.safetensors") for folder in ("whole", "again"))
+    assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
+    assert [_facts(tmp_path / "again")[key] for key in ("steps", "max_steps")] == [3, 3]
+    assert commits(hub, "org/run") == 3
+
+
 def test_what_cannot_be_pushed_is_known_before_the_work(hub, token, shards, tmp_path):
     flags = ["--dataset_name", shards, *TINY_FLAGS, "--output_dir", tmp_path / "run"]
     hub.add("org/foreign", {"config.json": b'{"model_type": "bert"}'})
@@ -508,9 +551,10 @@ def test_results_do_not_outlive_the_weights_they_belong_to(hub, token, tmp_path)
     numbers = {row: {"knn": 87.65} for row in ("random_initialisation", "pretrained")}
     results = {
         "model": str(folder),
-        "dataset": {"name": None, "test_split": "test"},
+        "dataset": {"name": None, "config": None, "test_split": "test"},
         "settings": {},
         "results": numbers,
+        "metrics": {"knn": asdict(METRICS["knn"])},
     }
     write_json(folder / "eval_results.json", results)
     for same in (True, False):
@@ -537,7 +581,8 @@ def test_a_card_is_whole_and_regenerates_unchanged(tmp_path, name):
     for heading in ("## Use", "## Training", "## Limits"):
         assert f"\n{heading}\n" in text, heading
     assert "Deviation" in text and "arxiv.org" in text and "12.3" not in text.split("---")[1]
-    for fact in ("MIT", "1,920", "seed", "torch", "Fashion-MNIST"):
+    data = ("OTHER, PSFL, POSTGRESQL", "twelve sources") if name in TEXT else ("MIT", "Fashion-MNIST")
+    for fact in (*data, "1,920", "seed", "torch"):
         assert fact in text, fact
     run = json.loads((folder / RUN_FILE).read_text())
     write_json(folder / RUN_FILE, {key: run[key] for key in ("config", "arguments")})

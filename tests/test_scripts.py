@@ -16,7 +16,15 @@ import torch
 from methods.tester import TINY_RESNET
 from processes import launch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForPreTraining, ResNetConfig, ResNetModel
+from transformers import (
+    AutoModel,
+    AutoModelForPreTraining,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertTokenizer,
+    ResNetConfig,
+    ResNetModel,
+)
 
 import hf_ssl
 from hf_ssl.data import load_split
@@ -214,6 +222,76 @@ def test_simclr_leaves_its_own_resnet_that_brings_its_code(pictures, tmp_path):
     assert (
         type(AutoModel.from_pretrained(folder)) is hf_ssl.SSLResNetModel
     )  # after `import hf_ssl` there is nothing to trust
+
+
+BERT = ["--max_seq_length", 32, "--vocab_size", 400, "--max_steps", 2, "--per_device_train_batch_size", 8]
+
+
+def test_bert_leaves_a_native_release_and_goes_on_from_one(documents, tmp_path):
+    """From a stream; then words only from its release, whose vocabulary stays; then from anybody's BertForMaskedLM."""
+    common = ["--dataset_name", documents, *BERT]
+    code, out, err = run("pretrain_bert.py", *common, "--streaming", "--output_dir", tmp_path / "one")
+    assert code == 0 and "nsp_accuracy" in out, err
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "pretraining"} <= names
+    assert "Removed shared tensor" not in err
+    model, report = BertForPreTraining.from_pretrained(tmp_path / "one", output_loading_info=True)
+    assert not any(report.values()) and model.config.vocab_size == 400
+    whole, report = AutoModelForPreTraining.from_pretrained(
+        tmp_path / "one", subfolder="pretraining", output_loading_info=True
+    )
+    assert type(whole) is hf_ssl.BERTForPreTraining and not any(report.values())
+
+    more = ["--learning_rate", 0, "--output_dir", tmp_path / "two", "--backbone", tmp_path / "one"]
+    more += ["--config_overrides", "next_sentence_prediction=false"]
+    code, out, err = run("pretrain_bert.py", *common, *more)
+    assert code == 0 and "nsp_accuracy" in out, err
+    one, two = (load_file(tmp_path / name / "pretraining/model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+    words = BertForMaskedLM.from_pretrained(tmp_path / "one")
+    words.save_pretrained(tmp_path / "words")
+    more[3:6] = [tmp_path / "three", "--backbone", tmp_path / "words"]
+    code, _, err = run("pretrain_bert.py", *common, *more, "--tokenizer_name", tmp_path / "one")
+    assert code == 0, err
+    three = load_file(tmp_path / "three/model.safetensors")
+    assert all(
+        torch.equal(value, three[name]) for name, value in load_file(tmp_path / "words/model.safetensors").items()
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--text_column", "title", "--dataset_name", "{empty}"], "text_column 'title' is not in the data set"),
+        (["--dataset_name", "{empty}"], "The corpus has no words to make a vocabulary of"),
+        (
+            ["--dataset_name", "{empty}", "--tokenizer_name", "{tokenizer}"],
+            "Nothing is left of the 2 documents in 'text'",
+        ),
+        (["--dataset_name", "{numbers}"], "text_column 'text' holds int64 values: expected text"),
+        (["--tokenizer_name", "./nowhere"], "tokenizer_name './nowhere' is not a folder or Hub id with a tokenizer"),
+        (["--max_seq_length", "513"], "max_seq_length 513 exceeds the backbone's 512 positions"),
+        (["--max_seq_length", "4"], "max_seq_length must be at least 5, found 4"),
+        (["--config_overrides", "mask_probability=2"], "mask_probability must lie in [0, 1], found 2.0"),
+        (["--image_size", "28"], "The argument --image_size is unknown"),
+    ],
+)
+def test_bad_text_is_one_sentence(arguments, message, documents, tmp_path):
+    tables = {"empty": {"text": ["", "\n"]}, "numbers": {"text": [1, 2]}}
+    for name, table in tables.items():
+        (tmp_path / name).mkdir()
+        datasets.Dataset.from_dict(table).to_parquet(tmp_path / name / "train-00000-of-00001.parquet")
+    BertTokenizer(
+        vocab={token: i for i, token in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"))}
+    ).save_pretrained(tmp_path / "tokenizer")
+    names = {name: tmp_path / name for name in ("empty", "numbers", "tokenizer")}
+    arguments = [argument.format(**names) for argument in arguments]
+    arguments = ["--dataset_name", documents, *BERT, "--output_dir", tmp_path / "run", *arguments]
+    code, out, err = run("pretrain_bert.py", *arguments)
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("Generating")]
+    assert code == 1 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], (code, err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_goes_on_from_a_release(release, pictures, tmp_path):

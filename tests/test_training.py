@@ -12,12 +12,15 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from methods.test_bert import TINY_BERT
 from methods.tester import TINY_RESNET, TINY_VIT
 from processes import Failed, launch
 from safetensors.torch import load_file
 
 import hf_ssl
 from hf_ssl import (
+    BERTConfig,
+    BERTForPreTraining,
     MAEConfig,
     MAEForPreTraining,
     MoCoConfig,
@@ -25,7 +28,9 @@ from hf_ssl import (
     SimCLRConfig,
     SimCLRForPreTraining,
 )
+from hf_ssl.arguments import TokenArguments, TwoViewArguments
 from hf_ssl.checkpoints import find_checkpoint, find_damage, list_checkpoints
+from hf_ssl.cli import text_data, text_documents, text_tokenizer
 from hf_ssl.data import (
     TWO_VIEWS,
     DataError,
@@ -66,7 +71,7 @@ def pretrain(data, output_dir, model_class=MAEForPreTraining, config=None, **cha
         output_dir=str(output_dir), dataset_name=str(data), max_steps=STEPS, per_device_train_batch_size=8, learning_rate=0.05,
         save_steps=1, logging_steps=5, shuffle_buffer_size=16, warmup_steps=4, seed=3,
     )  # fmt: skip
-    args = TrainingArguments(**settings | changes)
+    args = TwoViewArguments(**settings | changes)
     rows, column = image_rows(load_split(args.dataset_name, streaming=args.streaming))
     if model_class.config_class is MAEConfig:
         view = RandomResizedCropAndFlip(16, [0.5], [0.5])
@@ -120,6 +125,34 @@ def test_killed_contrastive_run_goes_on_bitwise(shards, tmp_path, method, proces
     assert set(codes) == {-9} and not (tmp_path / f"killed/checkpoints/step_{STEPS}").exists()
     [resumed, *_] = launch(_pretrain, shards, tmp_path / "killed", resume, processes=processes)
     assert same_weights(tmp_path / "whole", tmp_path / "killed") and resumed == history
+
+
+@pytest.mark.parametrize("streaming, processes", [(False, 1), (True, 2)], ids=["rows", "stream of two processes"])
+def test_killed_text_run_goes_on_bitwise(documents, tmp_path, streaming, processes):
+    """Documents become rows of tokens on the way; the vocabulary is that of the run's beginning."""
+    options = dict(streaming=streaming, dataloader_num_workers=int(streaming))
+    [history, *_] = launch(_pretrain_text, documents, tmp_path / "whole", options, processes=processes)
+    resume = options | {"resume_from_checkpoint": "auto"}
+    moment = after_step(tmp_path / "killed", 9, 0.02)
+    codes = launch(_pretrain_text, documents, tmp_path / "killed", resume, processes=processes, kill_when=moment)
+    assert set(codes) == {-9} and not (tmp_path / f"killed/checkpoints/step_{STEPS}").exists()
+    resume["vocab_size"] = 200  # would be another vocabulary, if it were learnt again
+    [resumed, *_] = launch(_pretrain_text, documents, tmp_path / "killed", resume, processes=processes)
+    assert same_weights(tmp_path / "whole", tmp_path / "killed") and resumed == history
+
+
+def _pretrain_text(data, output_dir, options):
+    settings = dict(
+        output_dir=str(output_dir), dataset_name=str(data), max_steps=STEPS, per_device_train_batch_size=8, save_steps=1,
+        logging_steps=5, shuffle_buffer_size=16, seed=3, train_tokenizer=True, vocab_size=300, max_seq_length=24,
+    )  # fmt: skip
+    args = TokenArguments(**settings | options)
+    config = BERTConfig(backbone_config=TINY_BERT | {"hidden_dropout_prob": 0.1}, mask_token_id=4)
+    rows, column = text_documents(args)
+    tokenizer = text_tokenizer(config, args, rows, column)
+    rows, decoder = text_data(config, args, rows, column, tokenizer)
+    torch.manual_seed(args.seed)
+    return train(BERTForPreTraining(config), rows, decoder, args, tokenizer).history
 
 
 def after_step(output_dir, step, seconds):
@@ -428,7 +461,7 @@ def test_trainer_of_transformers_trains_our_models(tmp_path):
 )
 def test_impossible_arguments_are_named(name, value):
     with pytest.raises(InputError, match=name):
-        TrainingArguments(**{name: value})
+        TwoViewArguments(**{name: value})
 
 
 def test_a_stream_of_unknown_length_wants_max_steps(tmp_path):

@@ -29,6 +29,7 @@ def test_a_method_is_complete(name):
     assert model.__mro__[1] is SSLModel and model.config_class.__mro__[1] is SSLConfig, (
         "methods do not inherit from methods"
     )
+    assert isinstance(model.input_modalities, tuple), "what it reads first decides how a run is evaluated"
     assert type(AutoConfig.for_model(f"ssl_{name}")) is model.config_class
     assert "arxiv.org" in (FOLDER / f"{name}.py").read_text().split('"""')[1], "the docstring names the paper"
     assert f"`{name}`" in (ROOT / "README.md").read_text(), f"the README's table lacks {name}"

@@ -83,11 +83,6 @@ Converted with hf_ssl.
 
 def image_card(args, license, **pieces):
     """The card of an image encoder. license: as the Hub's metadata have it. pieces: the texts of CARD, Markdown."""
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)  # official READMEs list beginnings of MD5
-    with open(args.file, "rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-            md5.update(block)
     name = args.output_dir.resolve().name
     data = ModelCardData(
         library_name="transformers",
@@ -96,5 +91,14 @@ def image_card(args, license, **pieces):
         model_name=name,
         **license,
     )
-    digests = {"sha256": sha256.hexdigest(), "md5": md5.hexdigest()}
-    return ModelCard.from_template(data, template_str=CARD, name=name, **digests, **pieces)
+    return ModelCard.from_template(data, template_str=CARD, name=name, **digests(args.file), **pieces)
+
+
+def digests(path):
+    """{"sha256", "md5"} of a file; official READMEs list beginnings of MD5."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+    return {"sha256": sha256.hexdigest(), "md5": md5.hexdigest()}

@@ -3,17 +3,26 @@
 from .images import ImageDecoder, decode_image, image_processor, image_rows
 from .loader import TrainLoader
 from .loading import DataError, load_split
+from .segments import TokenBatches, token_rows
+from .text import passages, sentences, text_rows
 from .views import TWO_VIEWS, RandomResizedCropAndFlip, TwoViews
+from .wordpiece import train_wordpiece
 
 __all__ = [
     "TWO_VIEWS",
     "DataError",
     "ImageDecoder",
     "RandomResizedCropAndFlip",
+    "TokenBatches",
     "TrainLoader",
     "TwoViews",
     "decode_image",
     "image_processor",
     "image_rows",
     "load_split",
+    "passages",
+    "sentences",
+    "text_rows",
+    "token_rows",
+    "train_wordpiece",
 ]

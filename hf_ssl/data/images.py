@@ -14,7 +14,6 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .loading import DataError, find_column, raw_column
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
 PIL_MODES = {1: "L", 3: "RGB"}
 LARGE_VIEW = 96  # pixels a side from which views are cropped when the images are decoded
 
@@ -142,4 +141,4 @@ class ImageDecoder:
         return torch.cat(crops)
 
 
-__all__ = ["IMAGE_COLUMNS", "LABEL_COLUMNS", "ImageDecoder", "decode_image", "image_processor", "image_rows"]
+__all__ = ["IMAGE_COLUMNS", "ImageDecoder", "decode_image", "image_processor", "image_rows"]

@@ -9,7 +9,8 @@ from datasets import Dataset, IterableDataset
 from ..errors import InputError
 
 SAMPLES = Path(__file__).parent / "samples"
-_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
+_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow", ".txt": "text"}
 
 
 class DataError(InputError):
@@ -96,6 +97,7 @@ def raw_column(data, column, decoder):
 
 
 __all__ = [
+    "LABEL_COLUMNS",
     "SAMPLES",
     "DataError",
     "Dataset",

@@ -1,32 +1,52 @@
-"""Evaluation of frozen features, and fine-tuning, beside the same encoder at random initialisation and raw pixels.
+"""Evaluation of frozen features, and fine-tuning, beside the same encoder at random initialisation and raw features.
 
-`evaluate_images` runs the asked protocols on one of our releases or on anybody's checkpoint. Each protocol is also a
-plain function of tensors, and two of them are `evaluate` metrics (folder metrics/).
+`EVALUATIONS[what the model reads]` runs the asked protocols on one of our releases or on anybody's checkpoint. Each
+protocol is also a plain function of tensors, and two of them are `evaluate` metrics (folder metrics/).
 """
 
-from .encoders import ImageEncoder, PixelEncoder, load_encoder, pixel_encoder, random_encoder
+from . import images, text
+from .encoders import find_modality, random_encoder
 from .features import Features, checksum, extract, frozen
-from .fine_tune import LabelledImages, fine_tune
-from .images import PROTOCOLS, evaluate_images, results_table
+from .fine_tune import LabelledRows, fine_tune
+from .fine_tune_text import fine_tune_text
+from .image_encoders import ImageEncoder, PixelEncoder, load_encoder, pixel_encoder
+from .images import evaluate_images
 from .knn import knn_predict, nearest
 from .linear_probe import linear_probe
 from .low_label import balanced_subset, low_label
+from .protocols import Metric, results_table
+from .text import evaluate_text
+from .text_encoders import BagOfWords, TextEncoder, bag_of_words, load_text_encoder
+from .words import WordVectors
+
+EVALUATIONS = {"image": evaluate_images, "text": evaluate_text}
+PROTOCOLS = tuple(dict.fromkeys((*images.PROTOCOLS, *text.PROTOCOLS)))
 
 __all__ = [
+    "EVALUATIONS",
     "PROTOCOLS",
+    "BagOfWords",
     "Features",
     "ImageEncoder",
-    "LabelledImages",
+    "LabelledRows",
+    "Metric",
     "PixelEncoder",
+    "TextEncoder",
+    "WordVectors",
+    "bag_of_words",
     "balanced_subset",
     "checksum",
     "evaluate_images",
+    "evaluate_text",
     "extract",
+    "find_modality",
     "fine_tune",
+    "fine_tune_text",
     "frozen",
     "knn_predict",
     "linear_probe",
     "load_encoder",
+    "load_text_encoder",
     "low_label",
     "nearest",
     "pixel_encoder",

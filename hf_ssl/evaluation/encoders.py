@@ -1,179 +1,105 @@
-"""Encoders to evaluate: a release of ours, anybody's checkpoint, the same at random initialisation, or raw pixels.
+"""Encoders to evaluate: a release of ours, anybody's checkpoint, and the same architecture at random initialisation.
 
-Features must be the same at each load. transformers gives a checkpoint without pooler weights a random pooler, and its
-ViT-MAE hides a random 75% of each image; both are seen here and another feature is taken, which `feature` names.
+What `features.extract` asks of an encoder, whatever it reads:
+
+    kind, unit, batch_size          "image", "img" in progress bars, rows encoded at a time
+    find_columns(data, ...)         (data with only these columns, names of the input columns, name of the label column)
+    read(*values)                   one row's values as an item, None if it is broken
+    preprocess(items, device)       a list of items as the model's input
+    encoder(inputs)                 (N, D) float32
+    too_long(items)                 how many of the items are cut to fit the model
 """
 
-import logging
-import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel, ViTModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel, ViTModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING as DUAL_ENCODERS
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import cached_file
 
-from ..data.images import image_processor
 from ..errors import InputError
 from ..methods import METHODS
 
-logger = logging.getLogger(__name__)
-
-POOLED, IMAGE = "pooler_output", "image features"
-CLS, MEAN = "cls token of last_hidden_state", "mean of last_hidden_state"
-FEATURES = {  # each (N, C, H, W) to (N, D)
-    POOLED: lambda model, pixels: model(pixel_values=pixels).pooler_output.flatten(1),
-    CLS: lambda model, pixels: model(pixel_values=pixels).last_hidden_state[:, 0],
-    MEAN: lambda model, pixels: _mean_position(model(pixel_values=pixels).last_hidden_state),
-    IMAGE: lambda model, pixels: model.get_image_features(pixel_values=pixels).pooler_output,
-}
-PIXEL_SIDE = 32  # raw pixels of larger images are averaged to at most 32 x 32, the size of CIFAR
 SSL_METHODS = {method.config_class.model_type: method for method in METHODS.values()}
+MODALITIES = {"pixel_values": "image", "input_ids": "text", "input_values": "audio"}
 
 
-@dataclass
-class ImageEncoder:
-    """`encoder(encoder.preprocess(images))` gives features, (N, D) float32.
+def find_modality(name_or_path, revision=None):
+    """What a checkpoint reads: image, text, audio. Only its config is read. Raises InputError."""
+    config = _load_config(name_or_path, revision)
+    if type(config) in DUAL_ENCODERS:
+        return "image"
+    model_class = SSL_METHODS.get(config.model_type) or MODEL_MAPPING.get(type(config), None)
+    if model_class is None:
+        raise InputError(f"'{name_or_path}' has the model_type '{config.model_type}', which AutoModel does not know.")
+    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
+    return MODALITIES.get(model_class.main_input_name, model_class.main_input_name)
 
-    model: in eval mode, float32. feature: what is taken from it, a key of FEATURES. channels: of the images it reads.
+
+def load_model(name_or_path, revision=None) -> tuple[PreTrainedModel, set]:
+    """(the model without heads, float32 in eval mode; the names of its parameters that no file has) of a folder or Hub id.
+
+    Norms start at one and zero, so a missing one is the same at each load; of poolers the caller must beware. Raises
+    InputError if there is no such model, or if anything else of it would be random.
     """
-
-    model: nn.Module
-    processor: object
-    feature: str
-    channels: int
-    name: str
-    revision: str | None = None
-
-    def preprocess(self, images, device=None):
-        """A list of uint8 (C, H, W) to the evaluation view, (N, C, H, W) float32."""
-        batch = self.processor(images, return_tensors="pt", input_data_format="channels_first", device=device)
-        return batch["pixel_values"]
-
-    def __call__(self, pixel_values):
-        return FEATURES[self.feature](self.model, pixel_values)
-
-    @property
-    def view(self):
-        """What the evaluation view does: its side in pixels, and the mean and deviation it normalises by."""
-        side = self.preprocess([torch.zeros(self.channels, 64, 64, dtype=torch.uint8)]).shape[-1]
-        if not self.processor.do_normalize:
-            return {"size": side, "mean": [0.0], "std": [1.0]}
-        return {"size": side, "mean": list(self.processor.image_mean), "std": list(self.processor.image_std)}
-
-
-@dataclass
-class PixelEncoder(ImageEncoder):
-    """The processed pixels themselves, at most 32 x 32. grey: all channels hold the same picture, so one is kept."""
-
-    grey: bool = False
-
-    def __call__(self, pixel_values):
-        h, w = pixel_values.shape[2:]
-        if max(h, w) > PIXEL_SIDE:
-            pixel_values = nn.functional.adaptive_avg_pool2d(pixel_values, (min(h, PIXEL_SIDE), min(w, PIXEL_SIDE)))
-        return (pixel_values[:, :1] if self.grey else pixel_values).flatten(1)
-
-
-def load_encoder(name_or_path, revision=None):
-    """An ImageEncoder from a folder or Hub id: one of our releases or its `pretraining` part, or any image model that
-    AutoModel loads. Raises InputError if there is none, or if its features would be random."""
-    repo, subfolder = _locate(name_or_path)
-    if not Path(repo).is_dir() and (repo.startswith(("/", ".", "~")) or repo.count("/") > 1):
-        raise InputError(f"'{name_or_path}' is not a folder that exists, and no Hub id: expected one of the two.")
+    repo, subfolder = locate(name_or_path)
+    config = _load_config(name_or_path, revision)
     source = {"revision": revision, "subfolder": subfolder}
     try:
-        config = AutoConfig.from_pretrained(repo, **source)
-        model, missing = _load_model(repo, config, source)
+        if config.model_type in SSL_METHODS:
+            model = SSL_METHODS[config.model_type].from_pretrained(repo, **source).export_encoder().base_model
+            return model.float().eval(), set()
+        arguments = {"dtype": torch.float32, "output_loading_info": True, **source}
+        if config.model_type == "vit_mae":  # which hides a random 75% of each image
+            model, info = ViTModel.from_pretrained(repo, add_pooling_layer=False, **arguments)
+        else:
+            model, info = AutoModel.from_pretrained(repo, **arguments)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"'{name_or_path}' is not a folder or Hub id of a loadable model: {reason}.") from error
-    if model.main_input_name != "pixel_values" and type(model.config) not in DUAL_ENCODERS:
-        reads = f"its model_type '{config.model_type}' reads {model.main_input_name}"
-        raise InputError(f"'{name_or_path}' is not an image encoder: {reads}.")
-    # norms start at one and zero, so a missing one is the same at each load; anything else would be random
-    if random := sorted(key for key in missing if not re.search("pooler|norm", key)):
+        raise _not_loadable(name_or_path, error) from error
+    missing = set(info["missing_keys"])
+    if random := sorted(key for key in missing if "pooler" not in key and "norm" not in key):
         raise InputError(f"'{name_or_path}' lacks {len(random)} weights of its encoder, for example '{random[0]}'.")
-
-    vision = model.config.vision_config if type(model.config) in DUAL_ENCODERS else model.config
-    settings = vision.to_dict()
-    channels = settings.get("num_channels", 3)
-    processor = _load_processor(repo, revision, settings.get("image_size") or 224, channels)
-    encoder = ImageEncoder(model.float().eval(), processor, POOLED, channels, str(name_or_path), revision)
-    encoder.feature = _choose_feature(encoder, pooler_is_random=any("pooler" in key for key in missing))
-    return encoder
+    return model.float().eval(), missing
 
 
 def random_encoder(encoder, seed):
     """The same architecture at random initialisation, drawn by the release's method, or by transformers."""
-    repo, subfolder = _locate(encoder.name)
+    repo, subfolder = locate(encoder.name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = _pretraining_config(repo, subfolder, encoder.revision)
         if config is not None:
-            model = SSL_METHODS[config.model_type](config).export_encoder()
+            model = SSL_METHODS[config.model_type](config).export_encoder().base_model
         else:
-            model = AutoModel.from_config(encoder.model.config)
+            model = type(encoder.model)(encoder.model.config)
     return replace(encoder, model=model.float().eval())
 
 
-def pixel_encoder(encoder, images):
-    """Raw pixels as `encoder` sees them. images: some uint8 (C, H, W) that show if all are grey."""
-    grey = all(bool((image == image[:1]).all()) for image in images)
-    return PixelEncoder(nn.Identity(), encoder.processor, "pixels", encoder.channels, encoder.name, grey=grey)
-
-
-def _locate(name_or_path):
-    """(folder or Hub id, subfolder): the `pretraining` part of a release shares the image processor at its root."""
+def locate(name_or_path):
+    """(folder or Hub id, subfolder): the `pretraining` part of a release shares the processor or tokenizer at its root."""
     path = str(name_or_path).rstrip("/")
     return (path.removesuffix("/pretraining"), "pretraining") if path.endswith("/pretraining") else (path, "")
 
 
-def _load_model(repo, config, source) -> tuple[PreTrainedModel, set]:
-    """The model and the names of the parameters that are not in its file."""
-    if config.model_type in SSL_METHODS:
-        return SSL_METHODS[config.model_type].from_pretrained(repo, **source).export_encoder(), set()
-    arguments = {"dtype": torch.float32, "output_loading_info": True, **source}
-    if config.model_type == "vit_mae":
-        model, info = ViTModel.from_pretrained(repo, add_pooling_layer=False, **arguments)
-    else:
-        model, info = AutoModel.from_pretrained(repo, **arguments)
-    return model, set(info["missing_keys"])
+def one_line(error):
+    """The first line of an error's text, without its full stop."""
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
-def _load_processor(repo, revision, size, channels):
+def _load_config(name_or_path, revision):
+    repo, subfolder = locate(name_or_path)
+    if not Path(repo).is_dir() and (repo.startswith(("/", ".", "~")) or repo.count("/") > 1):
+        raise InputError(f"'{name_or_path}' is not a folder that exists, and no Hub id: expected one of the two.")
     try:
-        return AutoImageProcessor.from_pretrained(repo, revision=revision, backend="torchvision")
-    except (OSError, ValueError):
-        side = min(size) if isinstance(size, (list, tuple)) else size
-        logger.warning("%s has no image processor: images are resized to %dx%d and normalised.", repo, side, side)
-        return image_processor(side, channels)
+        return AutoConfig.from_pretrained(repo, revision=revision, subfolder=subfolder)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loadable(name_or_path, error) from error
 
 
-@torch.no_grad()
-def _choose_feature(encoder, pooler_is_random):
-    model, image = encoder.model, torch.zeros(encoder.channels, 64, 64, dtype=torch.uint8)
-    if type(model.config) in DUAL_ENCODERS:
-        return IMAGE
-    try:
-        output = model(pixel_values=encoder.preprocess([image]))
-    except (ValueError, RuntimeError, TypeError) as error:  # a video model, or one that also needs other inputs
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"'{encoder.name}' does not encode single images: {reason}.") from error
-    if "pooler_output" in output and not pooler_is_random:
-        return POOLED
-    has_cls_token = any("cls_token" in name or "class_embedding" in name for name, _ in model.named_parameters())
-    feature = CLS if has_cls_token else MEAN
-    if pooler_is_random:
-        logger.warning("%s has no pooler weights: features are the %s.", encoder.name, feature)
-    return feature
-
-
-def _mean_position(hidden):
-    """Mean over tokens (N, L, D) or over a map (N, D, H, W)."""
-    return hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
+def _not_loadable(name_or_path, error):
+    return InputError(f"'{name_or_path}' is not a folder or Hub id of a loadable model: {one_line(error)}.")
 
 
 def _pretraining_config(repo, subfolder, revision):
@@ -189,4 +115,4 @@ def _pretraining_config(repo, subfolder, revision):
     return None
 
 
-__all__ = ["ImageEncoder", "PixelEncoder", "load_encoder", "pixel_encoder", "random_encoder"]
+__all__ = ["MODALITIES", "SSL_METHODS", "find_modality", "load_model", "locate", "one_line", "random_encoder"]

@@ -4,7 +4,6 @@ import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -13,62 +12,65 @@ import torch
 from accelerate.utils import gather
 from tqdm.auto import tqdm
 
-from ..data.images import LABEL_COLUMNS, decode_image, image_rows
-from ..data.loading import find_column
 from ..errors import InputError
 from .processes import process_state
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 256
 STREAM_BUFFER = 10_000  # rows shuffled together when max_samples cuts a stream
 
 
 class Features(NamedTuple):
     """features (M, D) float32, labels (M,) int64, rows (M,) int64, where each stands in the data; all on the CPU.
-    skipped: the number of broken images. On processes other than the main one M is 0."""
+    skipped: the number of broken rows; too_long: of rows cut to fit. On processes other than the main one M is 0."""
 
     features: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
     skipped: int
+    too_long: int = 0
 
 
 @torch.no_grad()
-def extract(encoder, data, image_column=None, label_column=None, batch_size=BATCH_SIZE, description=None):
-    """The features of each row of `data` (a Dataset or a stream), in its order.
+def extract(encoder, data, columns=(), label_column=None, batch_size=None, description=None):
+    """The features of each row of `data` (a Dataset or a stream), in its order. encoder: as encoders.py describes.
 
     Batch b is made by process b modulo the number of processes, so it holds the same rows, and gives the same numbers,
-    on any number of processes. All are gathered on the main one. Broken images are skipped and counted. Raises
-    InputError if a column is missing, a row has no label, or no image can be read.
+    on any number of processes. All are gathered on the main one. Broken rows are skipped and counted. Raises
+    InputError if a column is missing, a row has no label, or no row can be read.
     """
     state = process_state()
-    data, image_column, label_column = image_and_label(data, image_column, label_column)
+    data, columns, label_column = encoder.find_columns(data, columns, label_column)
     total = len(data) if isinstance(data, datasets.Dataset) else None
+    batch_size = batch_size or encoder.batch_size
     encoder.model.to(state.device)
-    width = encoder(encoder.preprocess(first_images(data, image_column, encoder.channels, 1), state.device)).shape[1]
+    width = encoder(encoder.preprocess(first_items(encoder, data, columns, 1), state.device)).shape[1]
 
     # a stream's length is not known: the table doubles when it is full
     size = (total or 64 * batch_size) if state.is_main_process else 0
     features, labels, rows = torch.empty(size, width), *torch.empty(2, size, dtype=torch.int64)
-    filled = skipped = 0
-    progress = tqdm(total=total, unit="img", desc=description, disable=not state.is_main_process)
+    filled = skipped = too_long = 0
+    progress = tqdm(total=total, unit=encoder.unit, desc=description, disable=not state.is_main_process)
     with ThreadPoolExecutor() as threads:
         for start, batch in _own_batches(data, batch_size, state):
-            images = list(threads.map(partial(_decode, channels=encoder.channels), batch.get(image_column, [])))
-            good = [i for i, image in enumerate(images) if image is not None]
+            items = list(threads.map(encoder.read, *(batch.get(name, []) for name in columns)))
+            good = [i for i, item in enumerate(items) if item is not None]
             # `gather` wants equal sizes: the end of a shorter batch is padding, marked by row -1
             own = torch.zeros(batch_size, width, device=state.device)
             own_labels, own_rows = torch.full((2, batch_size), -1, device=state.device)
+            counts = torch.tensor([len(items), len(items) - len(good), 0], device=state.device)
             if good:
-                own[: len(good)] = encoder(encoder.preprocess([images[i] for i in good], state.device))
-                own_labels[: len(good)] = torch.tensor(_checked([batch[label_column][i] for i in good], label_column))
+                readable = [items[i] for i in good]
+                own[: len(good)] = encoder(encoder.preprocess(readable, state.device))
+                own_labels[: len(good)] = torch.tensor(
+                    checked_labels([batch[label_column][i] for i in good], label_column)
+                )
                 own_rows[: len(good)] = torch.tensor(good) + start
-            counts = torch.tensor([len(images), len(images) - len(good)], device=state.device)
+                counts[2] = encoder.too_long(readable)
             own, own_labels, own_rows, counts = gather((own, own_labels, own_rows, counts))
-            seen, broken = counts.reshape(-1, 2).sum(0).tolist()
+            seen, broken, cut = counts.reshape(-1, 3).sum(0).tolist()
             progress.update(seen)
-            skipped += broken
+            skipped, too_long = skipped + broken, too_long + cut
             if not state.is_main_process:
                 continue
             kept = own_rows >= 0
@@ -80,15 +82,17 @@ def extract(encoder, data, image_column=None, label_column=None, batch_size=BATC
             filled = end
     progress.close()
     if skipped:
-        logger.warning("%d images could not be decoded and were left out.", skipped)
-    return Features(features[:filled], labels[:filled], rows[:filled], skipped)
+        logger.warning("%d %ss could not be decoded and were left out.", skipped, encoder.kind)
+    return Features(features[:filled], labels[:filled], rows[:filled], skipped, too_long)
 
 
-def image_and_label(data, image_column=None, label_column=None):
-    """(data with only these two columns, images undecoded; the name of the image column; that of the label column)."""
-    label_column = find_column(data, label_column, "label", LABEL_COLUMNS, (datasets.ClassLabel,))
-    data, image_column = image_rows(data, image_column)
-    return data.select_columns([image_column, label_column]), image_column, label_column
+def first_items(encoder, data, columns, count):
+    """The first `count` rows that `encoder` can read, or as many as there are, as items."""
+    read = (encoder.read(*(row[name] for name in columns)) for row in data)
+    items = list(islice((item for item in read if item is not None), count))
+    if not items:
+        raise InputError(f"{encoder.kind}_column '{columns[0]}' holds no {encoder.kind} that can be decoded.")
+    return items
 
 
 def take_samples(data, count, seed):
@@ -97,31 +101,6 @@ def take_samples(data, count, seed):
         return data.shuffle(seed=seed, buffer_size=STREAM_BUFFER).take(count)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     return data.select(order[:count].sort().values.tolist())
-
-
-def decode_rows(data, image_column, channels, rows):
-    """Images of the given rows, in their order, as uint8 (channels, H, W)."""
-    if isinstance(data, datasets.Dataset):
-        return [_decode(data[row][image_column], channels) for row in rows]
-    wanted = set(rows)
-    found = {i: _decode(row[image_column], channels) for i, row in enumerate(data) if i in wanted}
-    return [found[row] for row in rows]
-
-
-def labelled_images(data, image_column, label_column, channels):
-    """(every image that can be decoded, uint8 (channels, H, W); their labels, (N,) int64)."""
-    rows = [(_decode(row[image_column], channels), row[label_column]) for row in data]
-    rows = [(image, label) for image, label in rows if image is not None]
-    return [image for image, _ in rows], torch.tensor(_checked([label for _, label in rows], label_column))
-
-
-def first_images(data, image_column, channels, count):
-    """The first `count` images that can be decoded, or as many as there are, uint8 (channels, H, W) each."""
-    decoded = (_decode(row[image_column], channels) for row in data)
-    images = list(islice((image for image in decoded if image is not None), count))
-    if not images:
-        raise InputError(f"image_column '{image_column}' holds no image that can be decoded.")
-    return images
 
 
 def checksum(model):
@@ -156,15 +135,14 @@ def _own_batches(data, batch_size, state):
         first += batch_size * state.num_processes
 
 
-def _decode(value, channels):
-    try:
-        return decode_image(value, channels)
-    except Exception:
-        return None
-
-
-def _checked(labels, label_column):
+def checked_labels(labels, label_column):
+    """`labels` themselves. Raises InputError unless they are class numbers."""
     for label in labels:
+        if label == -1:  # GLUE's test parts
+            raise InputError(
+                f"label_column '{label_column}' holds -1, as where labels are kept secret: evaluate on another part, such as "
+                "--test_split validation."
+            )
         if not isinstance(label, int) or label < 0:
             raise InputError(f"label_column '{label_column}' holds {label!r}: expected a class number in each row.")
     return labels
@@ -172,12 +150,10 @@ def _checked(labels, label_column):
 
 __all__ = [
     "Features",
+    "checked_labels",
     "checksum",
-    "decode_rows",
     "extract",
-    "first_images",
+    "first_items",
     "frozen",
-    "image_and_label",
-    "labelled_images",
     "take_samples",
 ]

@@ -47,14 +47,14 @@ LISTS_OF_LAYERS = re.compile(r"(^|\.)(layers|layer|stages|blocks)$")
 
 
 @dataclass
-class LabelledImages:
-    """images: uint8 (C, H, W) each, of any sizes. labels: (N,) int64."""
+class LabelledRows:
+    """items: uint8 images (C, H, W) of any sizes, or texts. labels: (N,) int64; float32 for regression."""
 
-    images: list
+    items: list
     labels: torch.Tensor
 
     def subset(self, rows):
-        return LabelledImages([self.images[row] for row in rows], self.labels[rows])
+        return LabelledRows([self.items[row] for row in rows], self.labels[rows])
 
 
 class Classifier(nn.Module):
@@ -85,7 +85,7 @@ def fine_tune(
         encoder = copy.copy(encoder)
         encoder.model = copy.deepcopy(encoder.model).to(device)
         with torch.no_grad():
-            width = encoder(encoder.preprocess(train.images[:1], device)).shape[1]
+            width = encoder(encoder.preprocess(train.items[:1], device)).shape[1]
         classifier = Classifier(encoder, width, classes).to(device)
         _train(classifier, train, epochs, min(batch_size, len(train.labels)), min_steps, seed, device)
         return _accuracy(classifier.eval(), test, batch_size, device)
@@ -97,20 +97,20 @@ def _train(classifier, train, epochs, batch_size, min_steps, seed, device):
     collate = ImageDecoder(None, encoder.channels, view).collate
     groups = parameter_groups(classifier)
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE * batch_size / 256, weight_decay=WEIGHT_DECAY)
-    steps_per_epoch = len(train.images) // batch_size
+    steps_per_epoch = len(train.items) // batch_size
     steps = max(epochs * steps_per_epoch, min_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(_rate, steps=steps, group=g) for g in groups])
     criterion = nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
-    sample_seeds = fold_in(torch.arange(len(train.images)), seed)
+    sample_seeds = fold_in(torch.arange(len(train.items)), seed)
     generator = torch.Generator().manual_seed(seed)
 
     classifier.train()
     for step in tqdm(range(steps), desc="fine-tuning", unit="step"):
         epoch, place = divmod(step, steps_per_epoch)
         if place == 0:
-            order = torch.randperm(len(train.images), generator=generator)
+            order = torch.randperm(len(train.items), generator=generator)
         rows = order[place * batch_size : (place + 1) * batch_size]
-        crops = collate([train.images[row] for row in rows], fold_in(sample_seeds[rows], epoch))
+        crops = collate([train.items[row] for row in rows], fold_in(sample_seeds[rows], epoch))
         pixel_values = view(**{name: tensor.to(device) for name, tensor in crops.items()})["pixel_values"]
         loss = criterion(classifier(pixel_values), train.labels[rows].to(device))
         optimizer.zero_grad()
@@ -123,7 +123,7 @@ def _train(classifier, train, epochs, batch_size, min_steps, seed, device):
 def _accuracy(classifier, test, batch_size, device):
     correct = 0
     for start in range(0, len(test.labels), batch_size):
-        pixel_values = classifier.feature.preprocess(test.images[start : start + batch_size], device)
+        pixel_values = classifier.feature.preprocess(test.items[start : start + batch_size], device)
         predicted = classifier(pixel_values).argmax(-1).cpu()
         correct += int((predicted == test.labels[start : start + batch_size]).sum())
     return correct / len(test.labels)
@@ -165,4 +165,4 @@ def _rate(step, steps, group):
     return group["scale"] * max(cosine, MIN_RATE / LEARNING_RATE)
 
 
-__all__ = ["FRACTIONS", "SETTINGS", "LabelledImages", "fine_tune", "parameter_groups"]
+__all__ = ["FRACTIONS", "SETTINGS", "LabelledRows", "fine_tune", "parameter_groups"]

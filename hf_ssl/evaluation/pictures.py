@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .features import first_images
+from .image_encoders import first_images
 from .knn import nearest
 from .low_label import balanced_subset
 
@@ -84,7 +84,7 @@ def save_neighbours(path, query_images, query_labels, neighbour_images, neighbou
     _save(figure, path)
 
 
-def save_tsne(path, features, labels, names=None, seed=0):
+def save_tsne(path, features, labels, names=None, seed=0, kind="image"):
     """t-SNE of at most TSNE_POINTS rows, drawn at random, coloured by class."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -105,7 +105,7 @@ def save_tsne(path, features, labels, names=None, seed=0):
         mine = points[classes == label]
         axis.scatter(*mine.T, s=6, color=colour, linewidths=0, label=names[label] if names else str(label))
     axis.set_xticks([]), axis.set_yticks([])
-    axis.set_title(f"t-SNE of {len(points)} test images", fontsize=10)
+    axis.set_title(f"t-SNE of {len(points)} test {kind}s", fontsize=10)
     if len(present) <= 40:  # more names than that cover the picture
         columns = 1 + (len(present) - 1) // 20
         style = {"fontsize": 8, "markerscale": 2.5, "frameon": False, "ncol": columns}

@@ -9,14 +9,19 @@ from transformers import (
 )
 
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
+from ._word_vectors import Word2VecModel, WordVectorsConfig
+from .bert import BERTConfig, BERTForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
+from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
+    "bert": BERTForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
     "simclr": SimCLRForPreTraining,
+    "word2vec": Word2VecForPreTraining,
 }
 
 for _model in METHODS.values():
@@ -28,9 +33,13 @@ AutoConfig.register(SSLResNetConfig.model_type, SSLResNetConfig, exist_ok=True)
 AutoModel.register(SSLResNetConfig, SSLResNetModel, exist_ok=True)
 AutoModelForImageClassification.register(SSLResNetConfig, SSLResNetForImageClassification, exist_ok=True)
 AutoBackbone.register(SSLResNetConfig, SSLResNetBackbone, exist_ok=True)
+AutoConfig.register(WordVectorsConfig.model_type, WordVectorsConfig, exist_ok=True)
+AutoModel.register(WordVectorsConfig, Word2VecModel, exist_ok=True)
 
 __all__ = [
     "METHODS",
+    "BERTConfig",
+    "BERTForPreTraining",
     "MAEConfig",
     "MAEForPreTraining",
     "MoCoConfig",
@@ -41,4 +50,8 @@ __all__ = [
     "SSLResNetModel",
     "SimCLRConfig",
     "SimCLRForPreTraining",
+    "Word2VecConfig",
+    "Word2VecForPreTraining",
+    "Word2VecModel",
+    "WordVectorsConfig",
 ]

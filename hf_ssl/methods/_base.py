@@ -7,7 +7,7 @@ N batch, V views, C H W channels height width, L tokens or time steps, D feature
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 
@@ -42,6 +42,7 @@ class SSLModel(PreTrainedModel):
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    encoder_class = AutoModel  # what reads the checkpoint that training begins from, for `load_encoder`
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -54,7 +55,7 @@ class SSLModel(PreTrainedModel):
             parameter.requires_grad_(fresh.requires_grad)
         return loaded
 
-    def embed(self, pixel_values):
+    def embed(self, *inputs):
         """Features for evaluation, (N, D), deterministic: nothing is masked, dropped or updated."""
         raise NotImplementedError(f"{type(self).__name__} does not define embed()")
 

@@ -14,12 +14,13 @@ import torch
 from pretrain_moco import RECIPES
 
 from hf_ssl import MoCoConfig, MoCoForPreTraining
+from hf_ssl.arguments import TwoViewArguments
 from hf_ssl.cli import build_model, image_data, two_views, view_size
 from hf_ssl.data import TrainLoader, image_processor
 from hf_ssl.evaluation import evaluate_images
 from hf_ssl.methods._backbone import pooled
 from hf_ssl.optimizers import build_scheduler
-from hf_ssl.training import REFERENCE_BATCH, TrainingArguments, train
+from hf_ssl.training import REFERENCE_BATCH, train
 
 from .timing import verdict
 
@@ -88,7 +89,7 @@ def compare_quality(seeds, epochs=None):
 
 def _one_seed(values, training, folder):
     """{row: {protocol: percent}}"""
-    config, args = MoCoConfig(**values), TrainingArguments(**training)
+    config, args = MoCoConfig(**values), TwoViewArguments(**training)
     size, channels = view_size(config, args), config.backbone_config.num_channels
     processor = image_processor(size, channels)
     rows, decoder = image_data(args, channels, two_views(args, size, processor))

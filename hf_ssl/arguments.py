@@ -1,0 +1,78 @@
+"""TrainingArguments and what one kind of data needs besides."""
+
+from dataclasses import dataclass, field
+
+from .data.views import TWO_VIEWS
+from .errors import InputError
+from .training import RunArguments, TrainingArguments, check_known
+
+
+@dataclass
+class ImageArguments(TrainingArguments):
+    image_column: str | None = field(default=None, metadata={"help": "Column of images; found by type or name."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of a view in pixels; none: what the backbone's config says, else 224."}
+    )
+    min_crop_scale: float | None = field(
+        default=None, metadata={"help": "Smallest part of an image's area that a crop takes; none: the paper's."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size is not None and self.image_size < 1:
+            raise InputError(f"image_size must be at least 1, found {self.image_size}.")
+        if self.min_crop_scale is not None and not 0 < self.min_crop_scale <= 1:
+            raise InputError(f"min_crop_scale must be above 0 and at most 1, found {self.min_crop_scale}.")
+
+
+@dataclass
+class TwoViewArguments(ImageArguments):
+    views: str | None = field(default=None, metadata={"help": f"Augmentation: one of {', '.join(TWO_VIEWS)}."})
+    jitter_strength: float | None = field(default=None, metadata={"help": "Multiplies the colour jitter; none: 1."})
+    blur_probability: float | None = field(default=None, metadata={"help": "None: the paper's."})
+    solarize_probability: float | None = field(default=None, metadata={"help": "None: 0."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.views is not None:
+            check_known("views", self.views, TWO_VIEWS)
+        if (self.jitter_strength or 0) < 0:
+            raise InputError(f"jitter_strength must not be negative, found {self.jitter_strength}.")
+        for name in ("blur_probability", "solarize_probability"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InputError(f"{name} must lie in [0, 1], found {getattr(self, name)}.")
+
+
+@dataclass
+class TextArguments(TrainingArguments):
+    text_column: str | None = field(default=None, metadata={"help": "Column of documents; found by name."})
+
+
+@dataclass
+class WordArguments(RunArguments):
+    text_column: str | None = field(default=None, metadata={"help": "Column of documents; found by name."})
+    text_is_prepared: bool = field(
+        default=False,
+        metadata={"help": "Words are what stands between spaces; else runs of letters and digits, in lower case."},
+    )
+
+
+@dataclass
+class TokenArguments(TextArguments):
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Hub id or folder; none: the backbone's, or as train_tokenizer says."}
+    )
+    train_tokenizer: bool = field(default=False, metadata={"help": "Learn a WordPiece vocabulary from the documents."})
+    vocab_size: int = field(default=30522, metadata={"help": "Entries of the vocabulary that is learnt."})
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens of a row, special ones counted."})
+    dupe_factor: int = field(default=1, metadata={"help": "How often each document is cut, each time differently."})
+    static_masking: bool = field(default=False, metadata={"help": "Hide the same tokens of a row in every epoch."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("vocab_size", 6), ("max_seq_length", 5), ("dupe_factor", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, found {getattr(self, name)}.")
+
+
+__all__ = ["ImageArguments", "TextArguments", "TokenArguments", "TwoViewArguments", "WordArguments"]

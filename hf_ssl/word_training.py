@@ -1,0 +1,177 @@
+"""The loop of word2vec: no batches and no optimizer, but blocks of text that threads and processes work on at once.
+
+The processes of one machine share the two tables in memory and train on parts of the text without waiting for each other
+(Hogwild), exactly as threads of one process do. With one thread in all, a run is repeatable bit by bit, and one that was
+killed goes on as if it had not been; with more, the order of their updates is the machine's.
+"""
+
+import logging
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import repeat
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from .checkpoints import load_checkpoint, record_facts, save_checkpoint
+from .errors import InputError
+from .health import representation_health, warn_if_collapsed
+from .methods._random import seed_from
+from .training import Terminated, TrainingRun, begin_run
+from .word_updates import choose_updates
+
+logger = logging.getLogger(__name__)
+BLOCK_WORDS = 100_000  # of all processes together, between two looks at the clock
+LEAST_RATE = 1e-4  # times the first rate: word2vec.c
+SAMPLE = 512  # words whose loss is logged
+
+
+@torch.no_grad()
+def train_words(model, corpus, args, on_save=None) -> TrainingRun:
+    """Train a Word2VecForPreTraining on a `hf_ssl.data.words.Corpus`, from scratch or from a checkpoint.
+
+    A step is a block of about 100,000 words. on_save: as `hf_ssl.training.train` takes it. SIGTERM saves a checkpoint and
+    ends the program with exit code 143.
+    """
+    output_dir = Path(args.output_dir)
+    trackers = None if args.report_to == "none" else args.report_to.split(",")
+    accelerator = Accelerator(log_with=trackers, project_dir=output_dir / "logs")
+    processes, process = accelerator.num_processes, accelerator.process_index
+    on_cpu = accelerator.device.type == "cpu"
+    threads = args.cpu_threads or max(1, (os.cpu_count() or 1) // processes) if on_cpu else 1
+    blocks = max(1, round(corpus.total / BLOCK_WORDS))  # an epoch
+    max_steps = max(1, math.ceil(blocks * args.num_train_epochs))
+    checkpoint, facts = begin_run(accelerator, model, corpus.rows, args, unit="words")
+    if facts and on_cpu:
+        facts["hardware"]["threads"] = threads  # not torch's
+
+    model = accelerator.prepare_model(model.eval(), evaluation_mode=True)  # on its device
+    if processes > 1:
+        _share_tables(model, accelerator)
+    updates = choose_updates(model)
+    step, history, seconds, position = 0, [], 0.0, None
+    if checkpoint is not None:
+        state, position = load_checkpoint(accelerator, model, None, checkpoint)
+        step, history, seconds = state["step"], state["history"], state["seconds"]
+        if processes != state["processes"]:
+            raise InputError(f"The checkpoint is of {state['processes']} processes, this run has {processes}.")
+    started = time.perf_counter() - seconds
+    if accelerator.is_main_process:
+        sizes = f"{corpus.total:,}", f"{len(corpus.words):,}", f"{corpus.unknown:,}"
+        logger.info("%s words of text; vocabulary %s, %s words were rarer and are left out", *sizes)
+        logger.info("%d blocks in all, on %d processes x %d threads", max_steps, processes, threads)
+        if trackers:
+            accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
+
+    def save():
+        state = {"history": history, "seconds": time.perf_counter() - started}
+        accelerator.wait_for_everyone()  # nobody writes to the tables while they are saved
+        save_checkpoint(accelerator, model, None, output_dir, step, state, position, args.save_total_limit)
+        if accelerator.is_main_process:
+            reached = {"steps": step, "max_steps": max_steps, "samples_seen": round(step * corpus.total / blocks)}
+            record_facts(output_dir, facts | reached | {"seconds": round(state["seconds"], 1)})
+            if on_save is not None and step < max_steps:
+                on_save(TrainingRun(model, history, args, True))
+        accelerator.wait_for_everyone()
+
+    terminated, pool = Terminated(), ThreadPoolExecutor(threads)
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the products are small: the parts of a block run side by side instead
+    progress = tqdm(
+        total=max_steps, initial=step, desc="training", unit="block", disable=not accelerator.is_main_process
+    )
+    accelerator.wait_for_everyone()
+    stream = corpus.blocks(blocks, step // blocks, step % blocks, position)
+    clock, timed_from = time.perf_counter(), step
+    while step < max_steps:
+        epoch, _, ids, position = next(stream)
+        ids = ids.to(accelerator.device)
+        first_rate, last_rate = (
+            args.learning_rate * max(LEAST_RATE, 1 - done / max_steps) for done in (step, step + 1)
+        )
+        seeds = [seed_from(args.seed, step, process, thread) for thread in range(threads)]
+        list(pool.map(updates, ids.tensor_split(threads), repeat(first_rate), repeat(last_rate), seeds))
+        step += 1
+        progress.update()
+
+        stop = terminated.seen and processes == 1  # several processes agree on it when they log
+        if step % args.logging_steps == 0 or step == max_steps:
+            output = model(**_sample(model.config, ids, seed_from(args.seed, step)))
+            told = gather_object([(output.loss.item(), terminated.seen)])
+            loss, stop = sum(item[0] for item in told) / processes, any(item[1] for item in told)
+            if not math.isfinite(loss):
+                raise InputError(f"The loss is not finite at step {step}: lower the learning rate.")
+            health = representation_health(output)
+            entry = {"step": step, "epoch": epoch, "loss": loss, "learning_rate": last_rate} | health
+            history.append(entry)
+            speed = (step - timed_from) * corpus.total / blocks / (time.perf_counter() - clock)
+            clock, timed_from = time.perf_counter(), step
+            progress.set_postfix({"loss": f"{loss:.4f}", "words/s": f"{speed:,.0f}"})
+            accelerator.log({k: v for k, v in entry.items() if k != "step"} | {"words_per_second": speed}, step=step)
+            if step >= 0.1 * max_steps and accelerator.is_main_process:
+                warn_if_collapsed(health, step)
+        if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
+            save()
+        if stop and step < max_steps:
+            progress.close()
+            logger.warning("Stopped by SIGTERM at step %d; go on with --resume_from_checkpoint auto.", step)
+            accelerator.end_training()
+            sys.exit(128 + signal.SIGTERM)
+
+    progress.close()
+    pool.shutdown()
+    terminated.restore()
+    torch.set_num_threads(torch_threads)
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    return TrainingRun(model, history, args, accelerator.is_main_process)
+
+
+def _share_tables(model, accelerator):
+    """Put both tables where all processes of this machine see them: a file without a name, mapped by each."""
+    processes = accelerator.num_processes
+    if int(os.environ.get("LOCAL_WORLD_SIZE", processes)) != processes:
+        raise InputError("The processes of word2vec share their tables in memory: start all of them on one machine.")
+    if accelerator.device.type != "cpu":
+        raise InputError("The processes of word2vec share their tables in memory: on a GPU start only one.")
+    for table in (model.words.embeddings.weight, model.output_embeddings.weight):
+        path = [None]
+        if accelerator.is_main_process:
+            memory = Path("/dev/shm")
+            handle, path[0] = tempfile.mkstemp(prefix="hf_ssl_", dir=memory if memory.is_dir() else None)
+            os.truncate(handle, table.numel() * table.element_size())
+            os.close(handle)
+        broadcast_object_list(path)
+        shared = torch.from_file(path[0], shared=True, size=table.numel(), dtype=table.dtype).view_as(table)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            os.unlink(path[0])
+            shared.copy_(table)
+        table.data = shared
+    accelerator.wait_for_everyone()
+
+
+def _sample(config, ids, seed):
+    """A batch of `Word2VecForPreTraining.forward`: some words of a block, subsampling aside, and those around them."""
+    lines = (ids == 0).cumsum(0)
+    words, lines = ids[ids != 0], lines[ids != 0]
+    generator = torch.Generator().manual_seed(seed)
+    middle = torch.randint(len(words), (min(SAMPLE, len(words)),), generator=generator).to(ids.device)
+    reach = torch.cat([torch.arange(-config.window, 0), torch.arange(1, config.window + 1)]).to(ids.device)
+    around = middle[:, None] + reach  # (N, C)
+    place = around.clamp(0, len(words) - 1)
+    beside = (around == place) & (lines[place] == lines[middle, None])
+    seeds = torch.arange(len(middle), device=ids.device) + seed
+    return {"input_ids": torch.where(beside, words[place], 0), "labels": words[middle], "sample_seeds": seeds}
+
+
+__all__ = ["train_words"]

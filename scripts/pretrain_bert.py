@@ -1,0 +1,59 @@
+"""Pretrain BERT (Devlin et al. 2018): masked words and next sentences.
+
+accelerate launch scripts/pretrain_bert.py                   # the embedded documents, some minutes on a CPU
+accelerate launch scripts/pretrain_bert.py --dataset_name path/to/documents --backbone small --output_dir runs/mine
+accelerate launch scripts/pretrain_bert.py --backbone google-bert/bert-base-uncased --dataset_name path/to/documents \\
+    --config_overrides next_sentence_prediction=false --output_dir runs/more      # words only, rows packed with text
+"""
+
+from functools import partial
+
+from hf_ssl import BERTConfig, BERTForPreTraining
+from hf_ssl.arguments import TokenArguments
+from hf_ssl.cli import build_model, parse_arguments, text_data, text_documents, text_tokenizer
+from hf_ssl.errors import run_script
+from hf_ssl.hub import finish_run, push_save
+from hf_ssl.training import train
+
+
+def bert(width, layers, dropout=0.1):
+    """The sizes of google-research/bert; its heads are 64 wide."""
+    sizes = dict(num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width)
+    drops = dict(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    return dict(backbone_config=dict(model_type="bert", hidden_size=width, **sizes, **drops))
+
+
+# appendix A.2: batch 256 in all, a million steps or 40 epochs, 10,000 of them warm-up, 90% at 128 tokens
+PAPER = dict(
+    output_dir="outputs/bert", test_split="validation", train_tokenizer=True, per_device_train_batch_size=64,
+    num_train_epochs=40, learning_rate=1e-4, lr_scheduler_type="linear", warmup_steps=0.01, weight_decay=0.01,
+    adam_beta2=0.999, adam_epsilon=1e-6, max_grad_norm=1.0,
+    eval_protocols="linear_probe,language_model",
+)  # fmt: skip
+# chosen by loss and next-sentence accuracy on the held-out documents: short rows, many of them, a higher rate, no dropout
+MINUTES = PAPER | dict(
+    vocab_size=6000, max_seq_length=64, dupe_factor=3, num_train_epochs=0.65, per_device_train_batch_size=32,
+    learning_rate=1.2e-2, warmup_steps=0.1, cpu_threads=1,
+)  # fmt: skip
+RECIPES = {
+    "tiny": (bert(128, 2, dropout=0.0), MINUTES),
+    "mini": (bert(256, 4, dropout=0.0), MINUTES | dict(learning_rate=4e-3)),
+    "small": (bert(512, 4), PAPER),
+    "medium": (bert(512, 8), PAPER),
+    "base": (bert(768, 12), PAPER),
+    "large": (bert(1024, 24), PAPER),
+}
+
+
+def main():
+    config, args = parse_arguments(BERTConfig, RECIPES, TokenArguments, __doc__)
+    documents, column = text_documents(args)
+    tokenizer = text_tokenizer(config, args, documents, column)
+    rows, decoder = text_data(config, args, documents, column, tokenizer)
+    model = build_model(BERTForPreTraining, config, args)
+    run = train(model, rows, decoder, args, tokenizer, on_save=partial(push_save, tokenizer))
+    finish_run(run, tokenizer)
+
+
+if __name__ == "__main__":
+    run_script(main)
