@@ -1,8 +1,9 @@
 """The folder of a run, and its checkpoints, which are whole or not there: written to the side, hashed, then renamed.
 
-A checkpoint is `checkpoints/step_<n>/`: what Accelerate saves (weights, optimizer), `loader_<rank>.json` for each
-process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file. Beside them stands
-`checkpoints/tokenizer/`, if the data is text.
+A checkpoint is `checkpoints/step_<n>/`: weights and optimizer as safetensors (sharded runs: as Accelerate saves them),
+`loader_<rank>.json` for each process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file.
+Nothing of it is a pickle, so that a checkpoint may come from the Hub. Beside them stands `checkpoints/tokenizer/`, if the
+data is text.
 """
 
 import hashlib
@@ -10,29 +11,41 @@ import json
 import logging
 import os
 import shutil
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from accelerate import DistributedType
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import safe_open
+from safetensors.torch import load_model, save_file, save_model
 
 from .errors import InputError
+from .records import public_name
 
 logger = logging.getLogger(__name__)
 RUN_FILE, MANIFEST, TOKENIZER = "run.json", "manifest.json", "tokenizer"
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be written or read."""
 
 
-def claim_output_dir(accelerator, output_dir, config, args):
-    """Check that the folder is new, or holds this very run; returns the checkpoint to resume from, or None."""
+def claim_output_dir(accelerator, output_dir, config, args, resume_from):
+    """Check that the folder is new, or holds this very run; returns the checkpoint to resume from, or None.
+
+    resume_from: None, auto or a checkpoint folder.
+    """
     run_file = output_dir / RUN_FILE
-    run = {"config": json.loads(config.to_json_string(use_diff=False)), "arguments": asdict(args)}
-    if args.resume_from_checkpoint not in (None, "auto"):  # a checkpoint may be another folder's
-        run_file = Path(args.resume_from_checkpoint).resolve().parents[1] / RUN_FILE
+    run = {"config": full_config(config), "arguments": asdict(args)}
+    if resume_from not in (None, "auto"):  # a checkpoint may be another folder's
+        run_file = Path(resume_from).resolve().parents[1] / RUN_FILE
     found = json.loads(run_file.read_text()) if run_file.is_file() else None
-    if args.resume_from_checkpoint is None:
+    if found and "facts" in found:  # of a run that has nothing left to do
+        run["facts"] = found["facts"]
+    if resume_from is None:
         if found is not None:
             raise InputError(
                 f"output_dir '{output_dir}' holds another run: go on with it by --resume_from_checkpoint auto, or choose "
@@ -41,15 +54,13 @@ def claim_output_dir(accelerator, output_dir, config, args):
         if output_dir.is_dir() and any(output_dir.iterdir()):
             raise InputError(f"output_dir '{output_dir}' is not empty and holds no run: choose another folder.")
     elif found is not None:
-        if changed := [
-            k for k, v in run["config"].items() if found["config"].get(k) != v and k != "transformers_version"
-        ]:
+        if changed := differing(run["config"], found["config"]):
             raise InputError(
                 f"output_dir '{output_dir}' holds a run of another model: its config differs in {changed}."
             )
         old, new = found["arguments"], run["arguments"]
         for name in ("seed", "dataset_name", "dataset_config_name", "train_split", "streaming"):
-            if old.get(name) != new[name]:
+            if old.get(name) not in (new[name], public_name(new[name]) if name == "dataset_name" else new[name]):
                 raise InputError(
                     f"The run in output_dir '{output_dir}' has {name}={old.get(name)}, this command {new[name]}."
                 )
@@ -57,7 +68,7 @@ def claim_output_dir(accelerator, output_dir, config, args):
         if changed and accelerator.is_main_process:
             logger.warning("Going on with other settings than the run began with: %s.", ", ".join(changed))
     accelerator.wait_for_everyone()
-    checkpoint = _from_main(accelerator, lambda: find_checkpoint(output_dir, args.resume_from_checkpoint))
+    checkpoint = from_main(accelerator, lambda: find_checkpoint(output_dir, resume_from))
     if checkpoint is not None and not checkpoint.is_dir():
         raise InputError(
             f"{checkpoint} is not seen by process {accelerator.process_index}: output_dir must be shared by all nodes."
@@ -71,7 +82,27 @@ def claim_output_dir(accelerator, output_dir, config, args):
     return checkpoint
 
 
-def _from_main(accelerator, find):
+def full_config(config):
+    """All values of a config as JSON has them, defaults too."""
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def differing(config, other):
+    """The names of the values in which two configs, as dicts, differ."""
+    names = sorted((config.keys() | other.keys()) - {"transformers_version"})
+    return [name for name in names if config.get(name) != other.get(name)]
+
+
+def record_facts(output_dir, facts):
+    """Complete run.json by what the run has reached."""
+    path = Path(output_dir) / RUN_FILE
+    try:
+        write_json(path, json.loads(path.read_text()) | {"facts": facts})
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}.") from error
+
+
+def from_main(accelerator, find):
     """What the main process finds, in all processes; its InputError too."""
     told = [None, None]
     if accelerator.is_main_process:
@@ -85,10 +116,11 @@ def _from_main(accelerator, find):
     return told[0]
 
 
-def save_checkpoint(accelerator, output_dir, step, state, loader_state, keep=None):
+def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, loader_state, keep=None):
     """Write `checkpoints/step_<step>` and remove all but the `keep` newest. Called by every process.
 
-    state: JSON-serialisable, the same for all processes; loader_state: this process's own.
+    model, optimizer: as `accelerator.prepare` gave them, or no optimizer. state: JSON-serialisable, the same for all processes;
+    loader_state: this process's own.
     Raises CheckpointError, in every process, if one of them cannot write; the earlier checkpoints are then untouched.
     """
     folder = Path(output_dir) / "checkpoints"
@@ -98,10 +130,17 @@ def save_checkpoint(accelerator, output_dir, step, state, loader_state, keep=Non
 
     def write():
         partial.mkdir(parents=True, exist_ok=True)
-        accelerator.save_state(str(partial))
+        if is_sharded(accelerator):
+            accelerator.save_state(str(partial))
+        elif accelerator.is_main_process:
+            save_model(accelerator.unwrap_model(model), str(partial / WEIGHTS))
+            if optimizer is not None:
+                save_optimizer(optimizer, partial / OPTIMIZER)
         write_json(partial / f"loader_{accelerator.process_index}.json", loader_state)
         if accelerator.is_main_process:
-            write_json(partial / "state.json", state | {"step": step, "processes": accelerator.num_processes})
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+            whole = {"step": step, "processes": accelerator.num_processes, "scaler": scaler}
+            write_json(partial / "state.json", state | whole)
 
     def finish():
         if accelerator.is_main_process:
@@ -192,16 +231,58 @@ def find_damage(folder):
     return None
 
 
-def load_checkpoint(accelerator, folder):
+def load_checkpoint(accelerator, model, optimizer, folder):
     """Restore the prepared model and optimizer; returns (state, this process's loader state)."""
-    accelerator.load_state(str(folder))
     state = json.loads((Path(folder) / "state.json").read_text())
+    if is_sharded(accelerator):
+        accelerator.load_state(str(folder))
+    else:
+        load_model(accelerator.unwrap_model(model), str(Path(folder) / WEIGHTS))
+        if optimizer is not None:
+            load_optimizer(optimizer, Path(folder) / OPTIMIZER)
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
     own = Path(folder) / f"loader_{accelerator.process_index}.json"
     if own.is_file():
         return state, json.loads(own.read_text())
     # A process that is new takes the first one's position: for rows that can be indexed it is that of all, and a stream
     # says that it cannot go on. The broken rows stay with those who counted them.
-    return state, json.loads((Path(folder) / "loader_0.json").read_text()) | {"broken": 0}
+    return state, (json.loads((Path(folder) / "loader_0.json").read_text()) or {}) | {"broken": 0}
+
+
+def is_sharded(accelerator):
+    """Whether each process holds a part of every weight."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def save_optimizer(optimizer, path):
+    """The tensors as safetensors, all else as JSON in the file's metadata."""
+    saved = optimizer.state_dict()
+    tensors, others = {}, {}
+    for number, values in saved["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{number}.{name}"] = value.contiguous()
+            else:
+                others[f"{number}.{name}"] = value
+    others = json.dumps({"state": others, "param_groups": saved["param_groups"]})
+    save_file(tensors, str(path), metadata={"optimizer": others})
+
+
+def load_optimizer(optimizer, path):
+    with safe_open(str(path), "pt") as file:
+        others = json.loads(file.metadata()["optimizer"])
+        values = {name: file.get_tensor(name) for name in file.keys()} | others["state"]
+    state = defaultdict(dict)
+    for key, value in values.items():
+        number, name = key.split(".", 1)
+        state[int(number)][name] = value
+    optimizer.load_state_dict({"state": dict(state), "param_groups": others["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape == parameter.shape:
+                # in the parameter's memory order, which fused kernels rely on and files do not keep
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def keep_tokenizer(output_dir, tokenizer):
@@ -215,7 +296,7 @@ def keep_tokenizer(output_dir, tokenizer):
 
 
 def kept_tokenizer(output_dir, resume_from):
-    """The folder of the tokenizer of the run that is taken up, or None."""
+    """The folder of the tokenizer of the run that is taken up, or None. resume_from: as `find_checkpoint` takes it."""
     if resume_from is None:
         return None
     folder = Path(output_dir) / "checkpoints" if resume_from == "auto" else Path(resume_from).resolve().parent

@@ -30,6 +30,7 @@ from .data import (
 from .data.words import Corpus
 from .errors import InputError
 from .evaluation.processes import process_state
+from .transfer import local_checkpoint
 
 
 def parse_arguments(config_class, recipes, arguments_class, description=None):
@@ -155,7 +156,7 @@ def text_tokenizer(config, args, documents, column):
     from the documents. `config` takes over its vocabulary. Called by every process."""
     native = config.backbone_config
     begun_from = config.name_or_path or native.name_or_path
-    kept = kept_tokenizer(args.output_dir, args.resume_from_checkpoint)
+    kept = kept_tokenizer(args.output_dir, local_checkpoint(process_state(), args.resume_from_checkpoint))
     if name := kept or args.tokenizer_name or begun_from:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)

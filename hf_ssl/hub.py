@@ -1,5 +1,9 @@
-"""The release folder of contract C1 and its model card. Every number of a card is read from a file that a run wrote."""
+"""The release folder of contract C1 and its model card. Every number of a card is read from a file that a run wrote.
 
+A Python user ends a run as the scripts do: `run = train(...)`, then `finish_run(run, processor)`, or `save_release` alone.
+"""
+
+import filecmp
 import json
 import logging
 import os
@@ -16,12 +20,16 @@ from .evaluation import EVALUATIONS, Metric, results_table
 from .evaluation.pictures import save_loss
 from .evaluation.processes import process_state
 from .methods import METHODS
+from .records import command_line, public_name
 from .training import TrainingRun
+from .transfer import EVAL_RESULTS, PARTIAL_RELEASE, push_release
 
 logger = logging.getLogger(__name__)
 CARDS = Path(__file__).parents[1] / "model_cards"
 HISTORY = "history.json"
-EVAL_RESULTS = "eval_results.json"
+NOT_TRAINING = (  # arguments that have no part in what is learnt
+    "output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",
+)  # fmt: skip
 SAMPLES = {  # by what a model reads: the embedded data set's folder, and what it is
     "image": ("images", "the images that ship with hf_ssl (12,000 of Fashion-MNIST)"),
     "text": ("text", "the documents that ship with hf_ssl (1.4 million English words from twelve sources)"),
@@ -29,14 +37,14 @@ SAMPLES = {  # by what a model reads: the embedded data set's folder, and what i
 
 
 def save_release(run: TrainingRun, processor, pictures=()):
-    """Leave the release in `run.args.output_dir`: the native encoder and its processor at the root, the whole model
-    under pretraining/, pictures under images/. Called on the main process.
+    """Leave the release in `run.args.output_dir`: the native encoder, its processor and the card at the root, the whole
+    model under pretraining/, pictures under images/. Called on the main process.
 
     pictures: functions of a path that save one picture each, named by the function. Raises InputError if the disk is full;
     each file of an earlier release is then still whole.
     """
     folder = Path(run.args.output_dir)
-    partial = folder / ".release.partial"
+    partial = folder / PARTIAL_RELEASE
     shutil.rmtree(partial, ignore_errors=True)
     try:
         run.model.export_encoder().save_pretrained(partial)
@@ -49,6 +57,10 @@ def save_release(run: TrainingRun, processor, pictures=()):
                 draw(partial / "images" / f"{name}.png")
             except Exception as error:  # no picture is worth the weights
                 logger.warning("The picture '%s' could not be drawn: %s.", name, error)
+        if any(not _is_same(path, folder / path.name) for path in partial.glob("*.safetensors")):
+            # what was measured on, and drawn with, other weights
+            (folder / EVAL_RESULTS).unlink(missing_ok=True)
+            shutil.rmtree(folder / "images", ignore_errors=True)
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
             target = folder / path.relative_to(partial)
             target.parent.mkdir(exist_ok=True)
@@ -57,15 +69,48 @@ def save_release(run: TrainingRun, processor, pictures=()):
         raise InputError(f"The release could not be written to {folder}: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    write_card(folder)
+
+
+def _is_same(path, other):
+    return other.is_file() and filecmp.cmp(path, other, shallow=False)
+
+
+def push_save(processor, run: TrainingRun):
+    """Given to `train` as `on_save`: with `--hub_strategy every_save`, publish what the run has reached, with its training
+    state. What goes wrong is logged, and training goes on: the end of the run pushes again."""
+    if not run.args.push_to_hub or run.args.hub_strategy != "every_save":
+        return
+    try:
+        save_release(run, processor)
+        _push(run.args)
+    except InputError as error:
+        logger.warning("Training goes on, but this checkpoint was not pushed: %s", error)
+
+
+def _push(args):
+    everything = args.hub_strategy == "every_save"
+    push_release(args.output_dir, args.hub_model_id, private=args.hub_private_repo, training_state=everything)
 
 
 def finish_run(run: TrainingRun, processor, pictures=()):
-    """What every script ends with: release, evaluation beside its baselines, card. Called by every process."""
+    """What every script ends with: release, evaluation beside its baselines, card, push. Called by every process."""
     args = run.args
     if run.is_main_process:
         save_release(run, processor, pictures)
-        write_card(args.output_dir)
     process_state().wait_for_everyone()  # the others read what the main process has written
+    evaluate_release(run)
+    if args.push_to_hub and run.is_main_process:
+        try:
+            _push(args)
+        except InputError as error:
+            again = f"python scripts/push_to_hub.py {args.output_dir} {args.hub_model_id}"
+            raise InputError(f"{error} The release is whole in {args.output_dir}: {again}.") from None
+
+
+def evaluate_release(run):
+    """The evaluation at the end of a run, as `--eval_protocols` says, into its folder and card."""
+    args = run.args
     if args.eval_protocols == "none":
         return
     modality = run.model.input_modalities[0]
@@ -101,15 +146,16 @@ def write_card(folder):
     results = json.loads(results_file.read_text()) if results_file.is_file() else None
     method = run["config"]["model_type"].removeprefix("ssl_")
     modality = METHODS[method].input_modalities[0]
-    arguments = run["arguments"]
+    arguments, facts = run["arguments"], run.get("facts", {})  # none of a run that has not saved yet
+    stated = facts.get("data", {"title": None, "license": []})
     name = folder.resolve().name
-    dataset = arguments["dataset_name"] = _public_name(arguments["dataset_name"])
+    begun_there = Path(arguments["output_dir"]).resolve() == folder.resolve()
+    path = arguments["output_dir"] if begun_there else str(folder)  # however the folder is named when it is evaluated
+    dataset = arguments["dataset_name"] = public_name(arguments["dataset_name"])
     backbone = arguments["backbone"] or ""
-    begun_from = _public_name(backbone) if "/" in backbone or Path(backbone).exists() else None  # no preset
+    begun_from = public_name(backbone) if "/" in backbone or Path(backbone).exists() else None  # no preset
     arguments["backbone"] = begun_from or backbone
-    optimizers_own = (
-        ("momentum",) if arguments.get("optim") == "adamw" else ("adam_beta1", "adam_beta2", "adam_epsilon")
-    )
+    unused = ("momentum",) if arguments.get("optim") == "adamw" else ("adam_beta1", "adam_beta2", "adam_epsilon")
     data = ModelCardData(
         library_name="transformers",
         license=None if begun_from else "apache-2.0",  # weights of others keep their licence
@@ -120,13 +166,19 @@ def write_card(folder):
         eval_results=_eval_results(results, modality) if results else None,
     )
     template = Environment(loader=FileSystemLoader(CARDS)).get_template(f"{method}.md")
+    shown = {k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in (*unused, *NOT_TRAINING)}
     text = template.render(
         card_data=data.to_yaml(),
         name=name,
-        path=str(folder),
-        dataset=dataset or SAMPLES[modality][1],
+        path=path,
+        shipped=dataset is None,
+        dataset=f"{stated['title']} ({dataset})" if dataset and stated["title"] else dataset or SAMPLES[modality][1],
+        licence=", ".join(stated["license"]).upper(),
         config=run["config"],
-        arguments={k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in optimizers_own},
+        arguments=shown,
+        facts=facts,
+        measured=_measured(facts) if facts else {},
+        command=command_line(facts) if facts else None,
         last=history[-1] if history else {},
         results=results_table(results) if results else None,
         settings=results["settings"] if results else None,
@@ -137,15 +189,32 @@ def write_card(folder):
     os.replace(partial, folder / "README.md")
 
 
-def _public_name(dataset_name):
-    """A Hub id as it is; of local data only the last part of the path, which is nobody else's business."""
-    local = dataset_name and (Path(dataset_name).exists() or "*" in dataset_name)
-    return Path(dataset_name).name if local else dataset_name
+def _measured(facts):
+    """What the run was and took, in words."""
+    machine, count = facts["hardware"], facts["processes"]
+    processes = "1 process" if count == 1 else f"{count} processes"
+    if "threads" in machine:
+        processes += f" of {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    seconds, unit = max(facts["seconds"], 0.1), facts["unit"]
+    duration = (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.1f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+    return {
+        "parameters": f"{facts['parameters']:,}",
+        f"{unit} seen": f"{facts['samples_seen']:,}",
+        "time": f"{duration}, {facts['samples_seen'] / seconds:,.0f} {unit}/s",
+        "hardware": f"{machine['name']}, {processes}, {facts['precision']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+    }
 
 
 def _eval_results(results, modality):
     """The pretrained row as model-index entries."""
-    dataset = _public_name(results["dataset"]["name"]) or f"hf_ssl/samples/{SAMPLES[modality][0]}"
+    dataset = public_name(results["dataset"]["name"]) or f"hf_ssl/samples/{SAMPLES[modality][0]}"
     entries = []
     for column, value in results["results"].get("pretrained", {}).items():
         metric = Metric(**results["metrics"][column])

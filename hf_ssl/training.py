@@ -14,7 +14,16 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast, gather_object
 from tqdm.auto import tqdm
 
-from .checkpoints import claim_output_dir, keep_tokenizer, load_checkpoint, save_checkpoint
+from .checkpoints import (
+    claim_output_dir,
+    from_main,
+    full_config,
+    is_sharded,
+    keep_tokenizer,
+    load_checkpoint,
+    record_facts,
+    save_checkpoint,
+)
 from .data.loader import TrainLoader
 from .data.loading import DataError
 from .errors import InputError
@@ -23,6 +32,8 @@ from .health import representation_health, warn_if_collapsed
 from .methods._base import SSLModel
 from .methods._random import seed_from
 from .optimizers import OPTIMIZERS, SCHEDULES, build_optimizer, build_scheduler
+from .records import describe_run
+from .transfer import FROM_HUB, HUB_STRATEGIES, check_repo_id, local_checkpoint, open_repository
 
 logger = logging.getLogger(__name__)
 REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, as in the papers
@@ -63,9 +74,18 @@ class RunArguments:
     report_to: str = field(default="none", metadata={"help": "Trackers of Accelerate: tensorboard, wandb, all ..."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0: none but at SIGTERM."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "auto, or a checkpoint folder."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "auto, a checkpoint folder, or hub:org/name of a pushed training state."}
+    )
     eval_protocols: str = field(
         default="knn,linear_probe", metadata={"help": "At the end, on the release; none: skip."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the release as --hub_model_id."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "The repository on the Hub, org/name."})
+    hub_private_repo: bool = field(default=False, metadata={"help": "Only those who may see the repository read it."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "end, or every_save: also at each checkpoint, with the training state; training waits."},
     )
 
     def __post_init__(self):
@@ -81,6 +101,13 @@ class RunArguments:
         ):
             for value in getattr(self, name).split(","):
                 check_known(name, value, known)
+        check_known("hub_strategy", self.hub_strategy, HUB_STRATEGIES)
+        if self.push_to_hub != bool(self.hub_model_id):
+            raise InputError(
+                "push_to_hub and hub_model_id belong together: give both, --push_to_hub --hub_model_id org/name."
+            )
+        if self.hub_model_id:
+            check_repo_id("hub_model_id", self.hub_model_id)
 
 
 @dataclass
@@ -147,12 +174,13 @@ class TrainingRun:
     is_main_process: bool
 
 
-def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=None) -> TrainingRun:
+def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=None, on_save=None) -> TrainingRun:
     """Train `model`, from scratch or from a checkpoint.
 
     data: a `datasets.Dataset` or `IterableDataset`. decoder: what turns its rows to batches (`hf_ssl.data.loader`), its
-    `view` what turns those to `forward`'s arguments on the device. tokenizer: of text, kept beside the checkpoints. SIGTERM
-    saves a checkpoint and ends the program with exit code 143.
+    `view` what turns those to `forward`'s arguments on the device. tokenizer: of text, kept beside the checkpoints.
+    on_save: called on the main process with the run so far after each checkpoint but the last (`hf_ssl.hub.push_save`).
+    SIGTERM saves a checkpoint and ends the program with exit code 143.
     """
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)
@@ -172,12 +200,12 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
         model.check_batch(args.per_device_train_batch_size, accelerator.num_processes)
     except ValueError as error:
         raise InputError(str(error)) from error
-    checkpoint = claim_output_dir(accelerator, output_dir, model.config, args)
+    checkpoint, facts = begin_run(accelerator, model, data, args)
     if tokenizer is not None and accelerator.is_main_process:
         keep_tokenizer(output_dir, tokenizer)
 
     choose_kernels(model, accelerator)
-    optimizer = build_optimizer(model, learning_rate, args, fused=not _is_sharded(accelerator))
+    optimizer = build_optimizer(model, learning_rate, args, fused=not is_sharded(accelerator))
     model, optimizer = accelerator.prepare(model.train(), optimizer)
     core = accelerator.unwrap_model(model)
     for buffer in core.buffers():  # the weights have been sent by `prepare`
@@ -190,17 +218,18 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
         args.shuffle_buffer_size, accelerator.process_index, accelerator.num_processes,
     )  # fmt: skip
 
-    step, history = 0, []
+    step, history, seconds = 0, [], 0.0
     # over the forward passes since the last log entry
     loss_sum, summed = torch.zeros((), device=accelerator.device), 0
     if checkpoint is not None:
-        state, loader_state = load_checkpoint(accelerator, checkpoint)
+        state, loader_state = load_checkpoint(accelerator, model, optimizer, checkpoint)
         loader.load_state_dict(loader_state)
         scheduler.load_state_dict(state["scheduler"])
         accelerator.step = 0  # of gradient accumulation; checkpoints are written between steps
-        step, history = state["step"], state["history"]
+        step, history, seconds = state["step"], state["history"], state["seconds"]
         if accelerator.num_processes == state["processes"]:
             loss_sum, summed = loss_sum + state["loss_sums"][accelerator.process_index], state["summed"]
+    started = time.perf_counter() - seconds
     _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
     if trackers and accelerator.is_main_process:
         accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
@@ -210,7 +239,25 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
         if not all(map(math.isfinite, loss_sums)):
             raise _not_finite(step)
         state = {"scheduler": scheduler.state_dict(), "history": history, "loss_sums": loss_sums, "summed": summed}
-        save_checkpoint(accelerator, output_dir, step, state, loader.state_dict(), args.save_total_limit)
+        state["seconds"] = time.perf_counter() - started
+        save_checkpoint(
+            accelerator, model, optimizer, output_dir, step, state, loader.state_dict(), args.save_total_limit
+        )
+        whole = whole_model() if on_save is not None and step < max_steps else None
+        if accelerator.is_main_process:
+            reached = {"steps": step, "max_steps": max_steps, "samples_seen": loader.rows_seen}
+            record_facts(output_dir, facts | reached | {"seconds": round(state["seconds"], 1)})
+            if whole is not None:
+                on_save(TrainingRun(whole, history, args, True))
+
+    def whole_model():
+        """The model in one piece, on the main process."""
+        if not is_sharded(accelerator):
+            return core
+        weights, whole = accelerator.get_state_dict(model), type(core)(core.config)
+        if accelerator.is_main_process:
+            whole.load_state_dict(weights)
+        return whole
 
     terminated = Terminated()
     progress = tqdm(
@@ -274,14 +321,27 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     broken = sum(gather_object([loader.broken]))
     if broken and accelerator.is_main_process:
         logger.warning("%d broken rows were skipped among %d.", broken, loader.rows_seen + broken)
-    if _is_sharded(accelerator):
-        weights = accelerator.get_state_dict(model)
-        core = type(core)(core.config)
-        if accelerator.is_main_process:
-            core.load_state_dict(weights)
+    core = whole_model()
     for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next
         tracker.finish()
     return TrainingRun(core.eval(), history, args, accelerator.is_main_process)
+
+
+def begin_run(accelerator, model, data, args, unit="samples"):
+    """Refuse what cannot go well before the work, not after it; (the checkpoint to go on from or None, the facts of the
+    run, on the main process). unit: what the run reads and counts."""
+    if args.push_to_hub:
+        config = full_config(model.config)
+        from_main(accelerator, lambda: open_repository(args.hub_model_id, config, args.hub_private_repo) and None)
+    resume_from = args.resume_from_checkpoint
+    if (resume_from or "").startswith(FROM_HUB) and is_sharded(accelerator):  # whose files would have to be unpickled
+        raise InputError(f"resume_from_checkpoint '{resume_from}': a sharded run goes on from a local folder only.")
+    resume_from = local_checkpoint(accelerator, resume_from)
+    checkpoint = claim_output_dir(accelerator, Path(args.output_dir), model.config, args, resume_from)
+    if not accelerator.is_main_process:
+        return checkpoint, {}
+    parameters = sum(p.numel() for p in model.parameters())
+    return checkpoint, describe_run(accelerator, args.dataset_name, data, parameters, unit)
 
 
 def _count_steps(args, data, total_batch):
@@ -302,15 +362,10 @@ def _count_steps(args, data, total_batch):
 def choose_kernels(model, accelerator):
     """What is fastest on this device: convolutions with the channels of a pixel side by side, everywhere; on CPUs in
     bfloat16 attention as two matrix products, since the fused one's backward takes four times as long."""
-    if not _is_sharded(accelerator):  # which wants plain strides
+    if not is_sharded(accelerator):  # which wants plain strides
         model.to(memory_format=torch.channels_last)
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         model.set_attn_implementation("eager")
-
-
-def _is_sharded(accelerator):
-    """Whether each process holds a part of every weight."""
-    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def _plain_optimizer(accelerator, optimizer):

@@ -22,11 +22,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from .checkpoints import claim_output_dir, load_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, record_facts, save_checkpoint
 from .errors import InputError
 from .health import representation_health, warn_if_collapsed
 from .methods._random import seed_from
-from .training import Terminated, TrainingRun
+from .training import Terminated, TrainingRun, begin_run
 from .word_updates import choose_updates
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,11 @@ SAMPLE = 512  # words whose loss is logged
 
 
 @torch.no_grad()
-def train_words(model, corpus, args) -> TrainingRun:
+def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     """Train a Word2VecForPreTraining on a `hf_ssl.data.words.Corpus`, from scratch or from a checkpoint.
 
-    A step is a block of about 100,000 words. SIGTERM saves a checkpoint and ends the program with exit code 143.
+    A step is a block of about 100,000 words. on_save: as `hf_ssl.training.train` takes it. SIGTERM saves a checkpoint and
+    ends the program with exit code 143.
     """
     output_dir = Path(args.output_dir)
     trackers = None if args.report_to == "none" else args.report_to.split(",")
@@ -49,18 +50,21 @@ def train_words(model, corpus, args) -> TrainingRun:
     threads = args.cpu_threads or max(1, (os.cpu_count() or 1) // processes) if on_cpu else 1
     blocks = max(1, round(corpus.total / BLOCK_WORDS))  # an epoch
     max_steps = max(1, math.ceil(blocks * args.num_train_epochs))
-    checkpoint = claim_output_dir(accelerator, output_dir, model.config, args)
+    checkpoint, facts = begin_run(accelerator, model, corpus.rows, args, unit="words")
+    if facts and on_cpu:
+        facts["hardware"]["threads"] = threads  # not torch's
 
-    model = accelerator.prepare_model(model.eval(), evaluation_mode=True)  # on its device, and in checkpoints
+    model = accelerator.prepare_model(model.eval(), evaluation_mode=True)  # on its device
     if processes > 1:
         _share_tables(model, accelerator)
     updates = choose_updates(model)
-    step, history, position = 0, [], None
+    step, history, seconds, position = 0, [], 0.0, None
     if checkpoint is not None:
-        state, position = load_checkpoint(accelerator, checkpoint)
-        step, history = state["step"], state["history"]
+        state, position = load_checkpoint(accelerator, model, None, checkpoint)
+        step, history, seconds = state["step"], state["history"], state["seconds"]
         if processes != state["processes"]:
             raise InputError(f"The checkpoint is of {state['processes']} processes, this run has {processes}.")
+    started = time.perf_counter() - seconds
     if accelerator.is_main_process:
         sizes = f"{corpus.total:,}", f"{len(corpus.words):,}", f"{corpus.unknown:,}"
         logger.info("%s words of text; vocabulary %s, %s words were rarer and are left out", *sizes)
@@ -69,7 +73,15 @@ def train_words(model, corpus, args) -> TrainingRun:
             accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
 
     def save():
-        save_checkpoint(accelerator, output_dir, step, {"history": history}, position, args.save_total_limit)
+        state = {"history": history, "seconds": time.perf_counter() - started}
+        accelerator.wait_for_everyone()  # nobody writes to the tables while they are saved
+        save_checkpoint(accelerator, model, None, output_dir, step, state, position, args.save_total_limit)
+        if accelerator.is_main_process:
+            reached = {"steps": step, "max_steps": max_steps, "samples_seen": round(step * corpus.total / blocks)}
+            record_facts(output_dir, facts | reached | {"seconds": round(state["seconds"], 1)})
+            if on_save is not None and step < max_steps:
+                on_save(TrainingRun(model, history, args, True))
+        accelerator.wait_for_everyone()
 
     terminated, pool = Terminated(), ThreadPoolExecutor(threads)
     torch_threads = torch.get_num_threads()
@@ -108,7 +120,6 @@ def train_words(model, corpus, args) -> TrainingRun:
             if step >= 0.1 * max_steps and accelerator.is_main_process:
                 warn_if_collapsed(health, step)
         if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
-            accelerator.wait_for_everyone()  # nobody writes to the tables while they are saved
             save()
         if stop and step < max_steps:
             progress.close()

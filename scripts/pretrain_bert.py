@@ -6,11 +6,13 @@ accelerate launch scripts/pretrain_bert.py --backbone google-bert/bert-base-unca
     --config_overrides next_sentence_prediction=false --output_dir runs/more      # words only, rows packed with text
 """
 
+from functools import partial
+
 from hf_ssl import BERTConfig, BERTForPreTraining
 from hf_ssl.arguments import TokenArguments
 from hf_ssl.cli import build_model, parse_arguments, text_data, text_documents, text_tokenizer
 from hf_ssl.errors import run_script
-from hf_ssl.hub import finish_run
+from hf_ssl.hub import finish_run, push_save
 from hf_ssl.training import train
 
 
@@ -48,7 +50,8 @@ def main():
     documents, column = text_documents(args)
     tokenizer = text_tokenizer(config, args, documents, column)
     rows, decoder = text_data(config, args, documents, column, tokenizer)
-    run = train(build_model(BERTForPreTraining, config, args), rows, decoder, args, tokenizer)
+    model = build_model(BERTForPreTraining, config, args)
+    run = train(model, rows, decoder, args, tokenizer, on_save=partial(push_save, tokenizer))
     finish_run(run, tokenizer)
 
 

@@ -13,7 +13,7 @@ from hf_ssl.cli import build_model, image_data, parse_arguments, view_size
 from hf_ssl.data import RandomResizedCropAndFlip, image_processor
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation.pictures import save_reconstructions
-from hf_ssl.hub import finish_run
+from hf_ssl.hub import finish_run, push_save
 from hf_ssl.training import train
 
 
@@ -53,7 +53,8 @@ def main():
     scale = (args.min_crop_scale or 0.2, 1.0)
     view = RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std, scale)  # the only augmentation
     rows, decoder = image_data(args, channels, view)
-    run = train(build_model(MAEForPreTraining, config, args), rows, decoder, args)
+    model = build_model(MAEForPreTraining, config, args)
+    run = train(model, rows, decoder, args, on_save=partial(push_save, processor))
     finish_run(run, processor, {"reconstructions": partial(save_reconstructions, run.model, rows, decoder, processor)})
 
 

@@ -13,7 +13,7 @@ from hf_ssl.cli import build_model, image_data, parse_arguments, two_views, view
 from hf_ssl.data import image_processor
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation.pictures import save_views
-from hf_ssl.hub import finish_run
+from hf_ssl.hub import finish_run, push_save
 from hf_ssl.training import train
 
 # section 2 and appendix B.6: batch 4096 in all (64 x 64 processes), 100 epochs, 10 of them warm-up
@@ -47,7 +47,8 @@ def main():
     size, channels = view_size(config, args), config.backbone_config.num_channels
     processor = image_processor(size, channels, normalize=False)  # as in the original, pixels stay in [0, 1]
     rows, decoder = image_data(args, channels, two_views(args, size, processor))
-    run = train(build_model(SimCLRForPreTraining, config, args), rows, decoder, args)
+    model = build_model(SimCLRForPreTraining, config, args)
+    run = train(model, rows, decoder, args, on_save=partial(push_save, processor))
     finish_run(run, processor, {"views": partial(save_views, rows, decoder)})
 
 

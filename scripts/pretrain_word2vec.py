@@ -6,6 +6,8 @@ accelerate launch scripts/pretrain_word2vec.py --dataset_name wikimedia/wikipedi
     --streaming --config_overrides backbone_config.hidden_size=300,subsampling=1e-5 --output_dir runs/wikipedia
 """
 
+from functools import partial
+
 import torch
 
 from hf_ssl import Word2VecConfig, Word2VecForPreTraining
@@ -13,7 +15,7 @@ from hf_ssl.arguments import WordArguments
 from hf_ssl.cli import parse_arguments, word_corpus
 from hf_ssl.data.words import word_tokenizer
 from hf_ssl.errors import run_script
-from hf_ssl.hub import finish_run
+from hf_ssl.hub import finish_run, push_save
 from hf_ssl.word_training import train_words
 
 # word2vec.c's defaults; the embedded documents are few, so they are read more often
@@ -36,8 +38,9 @@ def main():
     torch.manual_seed(args.seed)
     model = Word2VecForPreTraining(config)
     model.counts.copy_(corpus.counts)
-    run = train_words(model, corpus, args)
-    finish_run(run, word_tokenizer(corpus.words, args.text_is_prepared))
+    tokenizer = word_tokenizer(corpus.words, args.text_is_prepared)
+    run = train_words(model, corpus, args, on_save=partial(push_save, tokenizer))
+    finish_run(run, tokenizer)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,21 @@
-"""Settings for all tests: no network, one thread (the tests run several processes on two cores)."""
+"""Settings for all tests: no network but a Hub of our own, one thread (the tests run several processes on two cores)."""
 
 import os
+import socket
 import sys
+import tempfile
 from pathlib import Path
 
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    HUB_PORT = probe.getsockname()[1]
+HOME = tempfile.TemporaryDirectory(prefix="hf_ssl_tests_")  # nobody's token, nobody's cache
+os.environ.pop("HF_TOKEN", None)
 os.environ |= {
-    "HF_HUB_OFFLINE": "1",
+    "HF_ENDPOINT": f"http://127.0.0.1:{HUB_PORT}",  # read when the libraries are imported, here and in child processes
+    "HF_HOME": HOME.name,
+    "HF_HUB_DISABLE_XET": "1",
+    "NO_PROXY": "127.0.0.1",
     "OMP_NUM_THREADS": "1",
     "ACCELERATE_USE_CPU": "true",
     "TOKENIZERS_PARALLELISM": "false",
@@ -16,6 +26,7 @@ import datasets  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from hub_server import HubServer  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +37,21 @@ def quiet():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def local_hub():
+    """What answers instead of huggingface.co to everything that the tests start."""
+    with HubServer(HUB_PORT) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(local_hub):
+    """The local Hub, empty."""
+    local_hub.clear()
+    yield local_hub
+    local_hub.clear()
 
 
 @pytest.fixture(autouse=True, scope="session")

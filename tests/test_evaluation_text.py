@@ -374,8 +374,7 @@ def test_bad_requests_are_said_in_one_sentence(bert, tmp_path):
 
 def test_the_card_of_a_text_encoder_says_how_to_use_it():
     template = Environment(loader=FileSystemLoader(CARDS)).get_template("text_encoder.md")
-    card = template.render(
-        card_data="x: 1", name="words", path="me/words", config={"backbone_config": {"hidden_size": 8}}, arguments={}
-    )
+    config, known = {"backbone_config": {"hidden_size": 8}}, dict.fromkeys(("facts", "measured", "arguments"), {})
+    card = template.render(card_data="x: 1", name="words", path="me/words", config=config, **known)
     assert "pipeline_tag: feature-extraction\n---" in card and 'AutoTokenizer.from_pretrained("me/words")' in card
     assert "# (2, 8), the mean over the tokens" in card

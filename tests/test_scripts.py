@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -88,6 +89,25 @@ def test_the_card_tells_the_numbers_of_the_run(release, pictures):
     assert card.data.pipeline_tag == "image-feature-extraction" and "self-supervised-learning" in card.data.tags
     assert str(pictures) not in card.content  # local data is named, its place is not
     assert printed.strip() in card.text and "{{" not in card.text and "30 steps" in card.text
+
+
+def test_the_code_of_the_card_runs_as_printed(release):
+    """In a process that has only transformers."""
+    folder, _ = release
+    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    program = "import sys\nsys.modules['hf_ssl'] = None\n" + code + "\nassert features.shape == (1, 128)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_results_of_a_run_are_recorded_for_the_readme(release, tmp_path):
+    script = runpy.run_path(str(ROOT / "scripts/update_readme.py"))
+    script["record"].__globals__["RESULTS"] = tmp_path
+    script["record"](release[0])
+    recorded = json.loads((tmp_path / "mae.json").read_text())
+    assert recorded["results"] == json.loads((release[0] / "eval_results.json").read_text())["results"]
+    assert recorded["run"]["samples_seen"] == 30 * 128 and recorded["command"].endswith("--max_steps 30")
+    assert str(release[0]) not in (tmp_path / "mae.json").read_text() and " samples/s on " in script["zoo_table"]()
 
 
 def test_the_release_loads_where_hf_ssl_is_not_installed(release):

@@ -301,7 +301,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(shards, tmp_pa
         content[-1] ^= 1
         (newest / "model.safetensors").write_bytes(content)
     else:
-        (newest / ("optimizer.bin" if damage == "missing" else "manifest.json")).unlink()
+        (newest / ("optimizer.safetensors" if damage == "missing" else "manifest.json")).unlink()
     assert find_checkpoint(tmp_path / "run", "auto").name == "step_5"
     assert str(newest) in caplog.text and "damaged" in caplog.text
     pretrain(shards, tmp_path / "run", max_steps=6, resume_from_checkpoint="auto")

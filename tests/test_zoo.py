@@ -1,6 +1,7 @@
 """Every method is whole: its four files, its registration, and imports that let it be uploaded."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,17 @@ def test_methods_stay_uploadable(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
             for top in {name.split(".")[0] for name in names}:
                 assert top in ALLOWED or top in __import__("sys").stdlib_module_names, f"{path.name} imports {top}"
+
+
+def test_the_readme_tells_the_recorded_results():
+    """The table of the zoo is what `python scripts/update_readme.py` writes."""
+    script = runpy.run_path(str(ROOT / "scripts/update_readme.py"))
+    readme = (ROOT / "README.md").read_text()
+    assert script["updated"](readme) == readme, "stale: run python scripts/update_readme.py"
+
+
+def test_every_script_pushes_at_its_saves():
+    for name in METHODS:
+        assert "partial(push_save, " in (ROOT / f"scripts/pretrain_{name}.py").read_text(), (
+            f"pretrain_{name}.py: on_save"
+        )

@@ -49,8 +49,10 @@ CARD = """\
 {{ about }}
 
 ```python
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
+image = Image.new("RGB", (300, 200))  # yours: Image.open("photo.jpg")
 processor = AutoImageProcessor.from_pretrained("{{ name }}")
 model = AutoModel.from_pretrained("{{ name }}")
 features = model(**processor(image, return_tensors="pt")).{{ features }}
