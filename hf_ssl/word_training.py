@@ -1,20 +1,22 @@
-"""The loop of word2vec: no batches and no optimizer, but blocks of text that threads and processes work on at once.
+"""The loop of word2vec: no batches and no optimizer, but blocks of text that several processes work on at once.
 
-The processes of one machine share the two tables in memory and train on parts of the text without waiting for each other
-(Hogwild), exactly as threads of one process do. With one thread in all, a run is repeatable bit by bit, and one that was
-killed goes on as if it had not been; with more, the order of their updates is the machine's.
+They share the two tables in memory and do not wait for each other (Hogwild, Niu et al. 2011). Those of a launch have parts
+of the text; each has helpers, `cpu_threads` less one, for parts of its blocks. Helpers are processes too, since Python
+threads would wait for each other between any two of the small products. Where one process works alone, a run is repeatable
+bit by bit, and one that was killed goes on as if it had not been; else the order of the updates is the machine's.
 """
 
 import logging
 import math
+import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -47,7 +49,9 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     accelerator = Accelerator(log_with=trackers, project_dir=output_dir / "logs")
     processes, process = accelerator.num_processes, accelerator.process_index
     on_cpu = accelerator.device.type == "cpu"
-    threads = args.cpu_threads or max(1, (os.cpu_count() or 1) // processes) if on_cpu else 1
+    threads = args.cpu_threads or max(1, (os.cpu_count() or 1) // processes)
+    if not on_cpu or sys.platform != "linux":  # helpers are forked
+        threads = 1
     blocks = max(1, round(corpus.total / BLOCK_WORDS))  # an epoch
     max_steps = max(1, math.ceil(blocks * args.num_train_epochs))
     checkpoint, facts = begin_run(accelerator, model, corpus.rows, args, unit="words")
@@ -55,7 +59,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
         facts["hardware"]["threads"] = threads  # not torch's
 
     model = accelerator.prepare_model(model.eval(), evaluation_mode=True)  # on its device
-    if processes > 1:
+    if processes * threads > 1:
         _share_tables(model, accelerator)
     updates = choose_updates(model)
     step, history, seconds, position = 0, [], 0.0, None
@@ -83,8 +87,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
                 on_save(TrainingRun(model, history, args, True))
         accelerator.wait_for_everyone()
 
-    terminated, pool = Terminated(), ThreadPoolExecutor(threads)
-    torch_threads = torch.get_num_threads()
+    terminated, torch_threads = Terminated(), torch.get_num_threads()
     torch.set_num_threads(1)  # the products are small: the parts of a block run side by side instead
     progress = tqdm(
         total=max_steps, initial=step, desc="training", unit="block", disable=not accelerator.is_main_process
@@ -92,48 +95,91 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     accelerator.wait_for_everyone()
     stream = corpus.blocks(blocks, step // blocks, step % blocks, position)
     clock, timed_from = time.perf_counter(), step
-    while step < max_steps:
-        epoch, _, ids, position = next(stream)
-        ids = ids.to(accelerator.device)
-        first_rate, last_rate = (
-            args.learning_rate * max(LEAST_RATE, 1 - done / max_steps) for done in (step, step + 1)
-        )
-        seeds = [seed_from(args.seed, step, process, thread) for thread in range(threads)]
-        list(pool.map(updates, ids.tensor_split(threads), repeat(first_rate), repeat(last_rate), seeds))
-        step += 1
-        progress.update()
+    with _helpers(updates, threads - 1) as update:
+        while step < max_steps:
+            epoch, _, ids, position = next(stream)
+            ids = ids.to(accelerator.device)
+            first_rate, last_rate = (
+                args.learning_rate * max(LEAST_RATE, 1 - done / max_steps) for done in (step, step + 1)
+            )
+            seeds = [seed_from(args.seed, step, process, thread) for thread in range(threads)]
+            update(ids, first_rate, last_rate, seeds)
+            step += 1
+            progress.update()
 
-        stop = terminated.seen and processes == 1  # several processes agree on it when they log
-        if step % args.logging_steps == 0 or step == max_steps:
-            output = model(**_sample(model.config, ids, seed_from(args.seed, step)))
-            told = gather_object([(output.loss.item(), terminated.seen)])
-            loss, stop = sum(item[0] for item in told) / processes, any(item[1] for item in told)
-            if not math.isfinite(loss):
-                raise InputError(f"The loss is not finite at step {step}: lower the learning rate.")
-            health = representation_health(output)
-            entry = {"step": step, "epoch": epoch, "loss": loss, "learning_rate": last_rate} | health
-            history.append(entry)
-            speed = (step - timed_from) * corpus.total / blocks / (time.perf_counter() - clock)
-            clock, timed_from = time.perf_counter(), step
-            progress.set_postfix({"loss": f"{loss:.4f}", "words/s": f"{speed:,.0f}"})
-            accelerator.log({k: v for k, v in entry.items() if k != "step"} | {"words_per_second": speed}, step=step)
-            if step >= 0.1 * max_steps and accelerator.is_main_process:
-                warn_if_collapsed(health, step)
-        if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
-            save()
-        if stop and step < max_steps:
-            progress.close()
-            logger.warning("Stopped by SIGTERM at step %d; go on with --resume_from_checkpoint auto.", step)
-            accelerator.end_training()
-            sys.exit(128 + signal.SIGTERM)
+            stop = terminated.seen and processes == 1  # several processes agree on it when they log
+            if step % args.logging_steps == 0 or step == max_steps:
+                output = model(**_sample(model.config, ids, seed_from(args.seed, step)))
+                told = gather_object([(output.loss.item(), terminated.seen)])
+                loss, stop = sum(item[0] for item in told) / processes, any(item[1] for item in told)
+                if not math.isfinite(loss):
+                    raise InputError(f"The loss is not finite at step {step}: lower the learning rate.")
+                health = representation_health(output)
+                entry = {"step": step, "epoch": epoch, "loss": loss, "learning_rate": last_rate} | health
+                history.append(entry)
+                speed = (step - timed_from) * corpus.total / blocks / (time.perf_counter() - clock)
+                clock, timed_from = time.perf_counter(), step
+                progress.set_postfix({"loss": f"{loss:.4f}", "words/s": f"{speed:,.0f}"})
+                accelerator.log(
+                    {k: v for k, v in entry.items() if k != "step"} | {"words_per_second": speed}, step=step
+                )
+                if step >= 0.1 * max_steps and accelerator.is_main_process:
+                    warn_if_collapsed(health, step)
+            if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
+                save()
+            if stop and step < max_steps:
+                progress.close()
+                logger.warning("Stopped by SIGTERM at step %d; go on with --resume_from_checkpoint auto.", step)
+                accelerator.end_training()
+                sys.exit(128 + signal.SIGTERM)
 
     progress.close()
-    pool.shutdown()
     terminated.restore()
     torch.set_num_threads(torch_threads)
     for tracker in accelerator.trackers:
         tracker.finish()
     return TrainingRun(model, history, args, accelerator.is_main_process)
+
+
+@contextmanager
+def _helpers(updates, count):
+    """A function of (ids, first_rate, last_rate, seeds) that trains on as many parts of a block at once as there are seeds:
+    this process on the first, `count` forked ones on the others."""
+    context, ends = multiprocessing.get_context("fork" if count else None), []
+    for _ in range(count):
+        end, far_end = context.Pipe()
+        context.Process(target=_help, args=(updates, far_end, os.getpid())).start()
+        far_end.close()
+        ends.append(end)
+
+    def update(ids, first_rate, last_rate, seeds):
+        own, *others = ids.tensor_split(len(seeds))
+        for end, part, seed in zip(ends, others, seeds[1:], strict=True):
+            end.send((part.numpy(), first_rate, last_rate, seed))
+        updates(own, first_rate, last_rate, seeds[0])
+        for end in ends:
+            end.recv()
+
+    try:
+        yield update
+    finally:
+        for end in ends:
+            end.send(None)
+
+
+def _help(updates, end, parent):
+    for number in (signal.SIGTERM, signal.SIGINT):  # this process's parent says when it is over
+        signal.signal(number, signal.SIG_IGN)
+    while True:
+        while not end.poll(1):
+            if os.getppid() != parent:  # killed: nobody will say anything
+                return
+        work = end.recv()
+        if work is None:
+            return
+        ids, *how = work
+        updates(torch.from_numpy(ids), *how)
+        end.send(True)
 
 
 def _share_tables(model, accelerator):
@@ -146,9 +192,10 @@ def _share_tables(model, accelerator):
     for table in (model.words.embeddings.weight, model.output_embeddings.weight):
         path = [None]
         if accelerator.is_main_process:
-            memory = Path("/dev/shm")
-            handle, path[0] = tempfile.mkstemp(prefix="hf_ssl_", dir=memory if memory.is_dir() else None)
-            os.truncate(handle, table.numel() * table.element_size())
+            memory, size = Path("/dev/shm"), table.numel() * table.element_size()
+            fits = memory.is_dir() and shutil.disk_usage(memory).free > 2 * size  # it is small in many containers
+            handle, path[0] = tempfile.mkstemp(prefix="hf_ssl_", dir=memory if fits else None)
+            os.truncate(handle, size)
             os.close(handle)
         broadcast_object_list(path)
         shared = torch.from_file(path[0], shared=True, size=table.numel(), dtype=table.dtype).view_as(table)

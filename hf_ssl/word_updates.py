@@ -1,7 +1,7 @@
 """word2vec's updates without autograd: what a step of SGD on `Word2VecForPreTraining`'s loss does, many steps a call.
 
-Two ways, both in place on the two tables, so that several threads, or processes that share the tables, can work on
-different parts of the text at once without waiting for each other (Hogwild, Niu et al. 2011).
+Two ways, both in place on the two tables, so that several processes that share them can work on different parts of the
+text at once.
 
 `BlockUpdates` is for skip-gram with negative sampling: 16 consecutive words and the negatives that they share meet all
 their contexts in three small matrix products. 256 words a step read the tables as they were before it: more words a step
@@ -105,6 +105,8 @@ class CompiledUpdates(Updates):
             raise InputError(f"{_described(self.config)} runs on CPUs only, found device '{self.inputs.device}'.")
         self.loop = compiled_loop(self.inputs.shape[1], self.config.architecture == "cbow", self._hierarchical)
         self.paths = [part.numpy() for part in huffman_paths(model.counts)] if self._hierarchical else _NO_PATHS
+        nothing = torch.zeros(0, dtype=torch.int64)
+        self.update(nothing, nothing, 0.0, 0.0, torch.Generator())  # compiles it, once for all helpers
 
     @property
     def _hierarchical(self):
@@ -136,7 +138,7 @@ def compiled_loop(width, cbow, hierarchical):
         ) from error
     from numba import float32, uint64
 
-    options = dict(nogil=True, fastmath=True, error_model="numpy")
+    options = dict(fastmath=True, error_model="numpy")
 
     @njit(**options)
     def predict(x, row, label, outputs, rate, error):
