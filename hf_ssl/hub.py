@@ -22,7 +22,7 @@ from .evaluation.processes import process_state
 from .methods import METHODS
 from .records import command_line, public_name
 from .training import TrainingRun
-from .transfer import EVAL_RESULTS, PARTIAL_RELEASE, push_release
+from .transfer import EVAL_RESULTS, MEASURED, PARTIAL_RELEASE, push_release
 
 logger = logging.getLogger(__name__)
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -59,7 +59,8 @@ def save_release(run: TrainingRun, processor, pictures=()):
                 logger.warning("The picture '%s' could not be drawn: %s.", name, error)
         if any(not _is_same(path, folder / path.name) for path in partial.glob("*.safetensors")):
             # what was measured on, and drawn with, other weights
-            (folder / EVAL_RESULTS).unlink(missing_ok=True)
+            for name in MEASURED:
+                (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "images", ignore_errors=True)
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
             target = folder / path.relative_to(partial)
@@ -152,6 +153,8 @@ def write_card(folder):
     begun_there = Path(arguments["output_dir"]).resolve() == folder.resolve()
     path = arguments["output_dir"] if begun_there else str(folder)  # however the folder is named when it is evaluated
     dataset = arguments["dataset_name"] = public_name(arguments["dataset_name"])
+    if "tokenizer_name" in arguments:
+        arguments["tokenizer_name"] = public_name(arguments["tokenizer_name"])
     backbone = arguments["backbone"] or ""
     begun_from = public_name(backbone) if "/" in backbone or Path(backbone).exists() else None  # no preset
     arguments["backbone"] = begun_from or backbone
@@ -225,7 +228,7 @@ def _eval_results(results, modality):
             dataset_config=results["dataset"]["config"],
             dataset_split=results["dataset"]["test_split"],
             metric_type=metric.kind,
-            metric_name=f"{metric.name} ({metric.unit})",
+            metric_name=metric.name + (f" ({metric.unit})" if metric.unit else ""),
             metric_value=value,
         )
         entries.append(entry)

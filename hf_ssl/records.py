@@ -16,6 +16,7 @@ from huggingface_hub import DatasetCard, get_token
 
 from .data.loading import SAMPLES
 
+PLACES = ("output_dir", "dataset_name", "backbone", "tokenizer_name")  # arguments that may name local files
 LIBRARIES = ("hf_ssl", "torch", "transformers", "datasets", "accelerate")
 
 
@@ -52,7 +53,7 @@ def command_line(facts):
 def public_run(run):
     """`run`, the content of run.json, as it is published."""
     arguments = run["arguments"]
-    local = {name: public_name(arguments.get(name)) for name in ("output_dir", "dataset_name", "backbone")}
+    local = {name: public_name(arguments[name]) for name in PLACES if name in arguments}
     local["resume_from_checkpoint"] = None
     published = run | {"arguments": arguments | local}
     if facts := run.get("facts"):

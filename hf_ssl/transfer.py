@@ -33,6 +33,7 @@ FROM_HUB = "hub:"  # before the repository, in --resume_from_checkpoint
 WAITS = (1, 2, 4, 8, 16)  # seconds before each further try
 LONGEST_WAIT = 300  # asked for by the Hub, and still waited for
 CARD, EVAL_RESULTS, PARTIAL_RELEASE = "README.md", "eval_results.json", ".release.partial"
+MEASURED = (EVAL_RESULTS, "word_tests.json")  # what belongs to the weights that it was measured on
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -252,7 +253,7 @@ def _remote_files(api, repo_id, revision):
 def _differ(remote, files):
     """(names to add, names to delete): of what a push does not bring, what belongs to other weights is taken away."""
     added = [name for name, content in files.items() if name not in remote or not _same(remote[name], content)]
-    old = [name for name in remote if name.startswith("checkpoints/") or name == EVAL_RESULTS]
+    old = [name for name in remote if name.startswith("checkpoints/") or name in MEASURED]
     return added, [name for name in old if name not in files]
 
 

@@ -28,6 +28,7 @@ from transformers import (
 
 import hf_ssl
 from hf_ssl.data import load_split
+from hf_ssl.records import public_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,13 +92,16 @@ def test_the_card_tells_the_numbers_of_the_run(release, pictures):
     assert printed.strip() in card.text and "{{" not in card.text and "30 steps" in card.text
 
 
-def test_the_code_of_the_card_runs_as_printed(release):
-    """In a process that has only transformers."""
-    folder, _ = release
-    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    program = "import sys\nsys.modules['hf_ssl'] = None\n" + code + "\nassert features.shape == (1, 128)"
+def run_card(folder, check):
+    """The first code of a card as printed, and an assertion after it, in a process that has only transformers."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    program = f"import sys\nsys.modules['hf_ssl'] = None\n{code}\nassert {check}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_code_of_the_card_runs_as_printed(release):
+    run_card(release[0], "features.shape == (1, 128)")
 
 
 def test_results_of_a_run_are_recorded_for_the_readme(release, tmp_path):
@@ -231,10 +235,11 @@ def test_bert_leaves_a_native_release_and_goes_on_from_one(documents, tmp_path):
     """From a stream; then words only from its release, whose vocabulary stays; then from anybody's BertForMaskedLM."""
     common = ["--dataset_name", documents, *BERT]
     code, out, err = run("pretrain_bert.py", *common, "--streaming", "--output_dir", tmp_path / "one")
-    assert code == 0 and "nsp_accuracy" in out, err
+    assert code == 0 and "nsp accuracy" in out, err
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "pretraining"} <= names
     assert "Removed shared tensor" not in err
+    run_card(tmp_path / "one", "tokens.shape[::2] == (2, 128)")
     model, report = BertForPreTraining.from_pretrained(tmp_path / "one", output_loading_info=True)
     assert not any(report.values()) and model.config.vocab_size == 400
     whole, report = AutoModelForPreTraining.from_pretrained(
@@ -245,7 +250,7 @@ def test_bert_leaves_a_native_release_and_goes_on_from_one(documents, tmp_path):
     more = ["--learning_rate", 0, "--output_dir", tmp_path / "two", "--backbone", tmp_path / "one"]
     more += ["--config_overrides", "next_sentence_prediction=false"]
     code, out, err = run("pretrain_bert.py", *common, *more)
-    assert code == 0 and "nsp_accuracy" in out, err
+    assert code == 0 and "nsp accuracy" in out, err
     one, two = (load_file(tmp_path / name / "pretraining/model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
@@ -254,6 +259,9 @@ def test_bert_leaves_a_native_release_and_goes_on_from_one(documents, tmp_path):
     more[3:6] = [tmp_path / "three", "--backbone", tmp_path / "words"]
     code, _, err = run("pretrain_bert.py", *common, *more, "--tokenizer_name", tmp_path / "one")
     assert code == 0, err
+    assert "| tokenizer_name | one |" in (tmp_path / "three/README.md").read_text()
+    published = public_run(json.loads((tmp_path / "three/run.json").read_text()))
+    assert str(tmp_path) not in json.dumps(published) and published["arguments"]["tokenizer_name"] == "one"
     three = load_file(tmp_path / "three/model.safetensors")
     assert all(
         torch.equal(value, three[name]) for name, value in load_file(tmp_path / "words/model.safetensors").items()

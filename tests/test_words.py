@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from processes import launch
-from test_scripts import run
+from test_scripts import run, run_card
 from transformers import AutoModel, AutoTokenizer
 
 from hf_ssl import Word2VecConfig, Word2VecForPreTraining
@@ -254,6 +254,7 @@ def test_the_script_leaves_word_vectors_that_plain_transformers_loads(documents,
     assert results["unknown:pairs"] == pytest.approx(33.33) and abs(results["similarity:pairs"]) == 100
     card = (folder / "README.md").read_text()
     assert "{{" not in card and "images/word_map.png" in card and (folder / "images/word_map.png").is_file()
+    run_card(folder, "vectors.shape[::2] == (2, 16) and means.shape == (2, 16)")
     model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert type(model).__name__ == "Word2VecModel" and not any(report.values())
     words = WordVectors.from_pretrained(folder)

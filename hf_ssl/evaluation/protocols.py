@@ -192,7 +192,7 @@ def results_table(results):
     rows = results["results"]
     columns = list(dict.fromkeys(name for numbers in reversed(rows.values()) for name in numbers))
     metrics = {name: Metric(**results["metrics"][name]) for name in columns}
-    units = {name: "" if metric.unit == "%" else f" ({metric.unit})" for name, metric in metrics.items()}
+    units = {name: "" if metric.unit in ("%", "") else f" ({metric.unit})" for name, metric in metrics.items()}
     titles = [name.replace("_", " ") + unit for name, unit in units.items()]
     lines = ["| | " + " | ".join(titles) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row, numbers in rows.items():
