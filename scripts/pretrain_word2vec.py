@@ -20,8 +20,9 @@ from hf_ssl.word_training import train_words
 
 # word2vec.c's defaults; the embedded documents are few, so they are read more often
 ORIGINAL = dict(
-    output_dir="outputs/word2vec", num_train_epochs=10, learning_rate=0.025, logging_steps=10, save_steps=1000
-)
+    output_dir="outputs/word2vec", num_train_epochs=10, learning_rate=0.025, logging_steps=10, save_steps=1000,
+    eval_protocols="linear_probe,words",
+)  # fmt: skip
 CBOW = ORIGINAL | dict(output_dir="outputs/word2vec-cbow", learning_rate=0.05)
 RECIPES = {
     "skip-gram": ({}, ORIGINAL),

@@ -245,12 +245,13 @@ def test_the_script_leaves_word_vectors_that_plain_transformers_loads(documents,
     folder = tmp_path / "run"
     code, _, err = run(
         "pretrain_word2vec.py", "--dataset_name", documents, "--output_dir", folder, "--num_train_epochs", 1,
-        "--config_overrides", "backbone_config.hidden_size=16", "--eval_protocols", "words",
+        "--config_overrides", "backbone_config.hidden_size=16", "--eval_protocols", "linear_probe,words",
     )  # fmt: skip
     assert code == 0, err
     code, out, err = run("evaluate.py", folder, "--protocols", "words", "--word_files", pairs)
     assert code == 0 and "| Pretrained |" in out, err
     results = json.loads((folder / "eval_results.json").read_text())["results"]["pretrained"]
+    assert results["linear_probe"] > 0  # what the first evaluation found is kept
     assert results["unknown:pairs"] == pytest.approx(33.33) and abs(results["similarity:pairs"]) == 100
     card = (folder / "README.md").read_text()
     assert "{{" not in card and "images/word_map.png" in card and (folder / "images/word_map.png").is_file()

@@ -79,6 +79,7 @@ class Source:
     max_samples: int | None = None
     seed: int = 0
     word_files: tuple = ()
+    was_read: bool = False
 
     def train_rows(self):
         return self._load(self.train_split)
@@ -101,6 +102,7 @@ class Source:
         return *_numbered_classes(train, test, label_column), label_column
 
     def _load(self, split):
+        self.was_read = True
         options = {"sample": self.sample, "config_name": self.config_name, "streaming": self.streaming}
         return load_split(self.dataset_name, split, **options)
 
@@ -182,7 +184,7 @@ def run_protocols(
     }
     if output_dir is not None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        results = _merged(Path(output_dir) / RESULTS_FILE, results)
+        results = _merged(Path(output_dir) / RESULTS_FILE, results, source.was_read)
         write_json(Path(output_dir) / RESULTS_FILE, results)
     return results
 
@@ -214,8 +216,9 @@ def percent(fraction):
     return round(100 * fraction, 2)
 
 
-def _merged(path, results):
-    """`results` with the numbers of an earlier evaluation of the same model on the same rows, which a new one completes."""
+def _merged(path, results, data_was_read=True):
+    """`results` with the numbers of an earlier evaluation of the same model on the same rows, which a new one completes; one
+    that read no data completes any."""
     earlier = json.loads(path.read_text()) if path.is_file() else {}
     if "metrics" not in earlier or any(earlier[key] != results[key] for key in ("model", "feature")):
         return results
@@ -223,14 +226,14 @@ def _merged(path, results):
     both = (
         splits & earlier["dataset"].keys() & results["dataset"].keys()
     )  # what needs no labels does not name their column
-    if any(earlier["dataset"][key] != results["dataset"][key] for key in both):
+    if data_was_read and any(earlier["dataset"][key] != results["dataset"][key] for key in both):
         return results
     if any(earlier["settings"].get(key) != results["settings"].get(key) for key in ("seed", "max_samples")):
         return results
     rows = _in_order(earlier["results"] | results["results"])
     return results | {
         "settings": earlier["settings"] | results["settings"],
-        "dataset": earlier["dataset"] | results["dataset"],
+        "dataset": earlier["dataset"] | (results["dataset"] if data_was_read else {}),
         "chosen": earlier["chosen"] | results["chosen"],
         "results": {row: earlier["results"].get(row, {}) | results["results"].get(row, {}) for row in rows},
         "metrics": earlier["metrics"] | results["metrics"],
