@@ -83,13 +83,14 @@ def claim_output_dir(accelerator, output_dir, config, args, resume_from):
 
 
 def full_config(config):
-    """All values of a config as JSON has them, defaults too."""
-    return json.loads(config.to_json_string(use_diff=False))
+    """All values of a config as JSON has them, defaults too, but not the place that it was read from."""
+    values = json.loads(config.to_json_string(use_diff=False))
+    return {name: value for name, value in values.items() if name != "_name_or_path"}
 
 
 def differing(config, other):
     """The names of the values in which two configs, as dicts, differ."""
-    names = sorted((config.keys() | other.keys()) - {"transformers_version"})
+    names = sorted((config.keys() | other.keys()) - {"transformers_version", "_name_or_path"})
     return [name for name in names if config.get(name) != other.get(name)]
 
 

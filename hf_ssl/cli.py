@@ -111,6 +111,7 @@ def build_model(model_class, config, args):
     if encoder := config.backbone_config.name_or_path:
         weights = model_class.encoder_class.from_pretrained(encoder, dtype=torch.float32)
         _checked(lambda: model.load_encoder(weights), f"backbone '{encoder}' does not fit config_overrides: ")
+        model.config.backbone_config.name_or_path = ""  # its place is no part of what the model is, and not published
     return model
 
 

@@ -260,8 +260,8 @@ def test_bert_leaves_a_native_release_and_goes_on_from_one(documents, tmp_path):
     code, _, err = run("pretrain_bert.py", *common, *more, "--tokenizer_name", tmp_path / "one")
     assert code == 0, err
     assert "| tokenizer_name | one |" in (tmp_path / "three/README.md").read_text()
-    published = public_run(json.loads((tmp_path / "three/run.json").read_text()))
-    assert str(tmp_path) not in json.dumps(published) and published["arguments"]["tokenizer_name"] == "one"
+    two, published = (public_run(json.loads((tmp_path / name / "run.json").read_text())) for name in ("two", "three"))
+    assert str(tmp_path) not in json.dumps([two, published]) and published["arguments"]["tokenizer_name"] == "one"
     three = load_file(tmp_path / "three/model.safetensors")
     assert all(
         torch.equal(value, three[name]) for name, value in load_file(tmp_path / "words/model.safetensors").items()
