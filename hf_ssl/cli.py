@@ -38,8 +38,7 @@ def parse_arguments(config_class, recipes, arguments_class, description=None):
 
     recipes: preset name -> (config values, training values); the first is the default. `--backbone` chooses a preset, a
     release of the method to go on from (with its run's training values), or any encoder of transformers, by model_type to
-    begin anew or by Hub id or folder to go on from (with the last preset's). unused: arguments that the script does not
-    read, and refuses.
+    begin anew or by Hub id or folder to go on from (with the last preset's).
     """
     set_up_logging()
     parser = HfArgumentParser(arguments_class, description=description)

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from .checkpoints import RUN_FILE, write_json
 from .errors import InputError
-from .evaluation import EVALUATIONS, Metric, results_table
+from .evaluation import EVALUATIONS, NEED_NO_LABELS, Metric, results_table
 from .evaluation.pictures import save_loss
 from .evaluation.processes import process_state
 from .methods import METHODS
@@ -116,12 +116,13 @@ def evaluate_release(run):
         return
     modality = run.model.input_modalities[0]
     column = f"{modality}_column"
-    try:
-        results = EVALUATIONS[modality](
+
+    def evaluate(protocols):
+        return EVALUATIONS[modality](
             args.output_dir,
             args.dataset_name,
             args.dataset_config_name,
-            protocols=args.eval_protocols.split(","),
+            protocols=protocols,
             train_split=args.train_split,
             test_split=args.test_split,
             **{column: getattr(args, column)},
@@ -130,6 +131,17 @@ def evaluate_release(run):
             seed=args.seed,
             output_dir=args.output_dir,
         )
+
+    asked = args.eval_protocols.split(",")
+    unlabelled = [protocol for protocol in asked if protocol in NEED_NO_LABELS]
+    try:
+        try:
+            results = evaluate(asked)
+        except InputError as error:
+            if unlabelled in ([], asked):
+                raise
+            logger.warning("Evaluated by %s alone: %s", ", ".join(unlabelled), error)
+            results = evaluate(unlabelled)
     except InputError as error:  # data without labels, or without a test split, is what pretraining is for
         logger.warning("The release is whole but was not evaluated: %s", error)
         return

@@ -52,22 +52,31 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     threads = args.cpu_threads or max(1, (os.cpu_count() or 1) // processes)
     if not on_cpu or sys.platform != "linux":  # helpers are forked
         threads = 1
-    blocks = max(1, round(corpus.total / BLOCK_WORDS))  # an epoch
+    # of an epoch, or of what is read of it
+    blocks = max(1, round(corpus.total / BLOCK_WORDS), math.ceil(1 / args.num_train_epochs))
+    if corpus.length < blocks:
+        raise InputError(
+            f"Process {process} has {corpus.length} of the {corpus.total:,} words: start fewer processes."
+        )
     max_steps = max(1, math.ceil(blocks * args.num_train_epochs))
-    checkpoint, facts = begin_run(accelerator, model, corpus.rows, args, unit="words")
-    if facts and on_cpu:
-        facts["hardware"]["threads"] = threads  # not torch's
-
     model = accelerator.prepare_model(model.eval(), evaluation_mode=True)  # on its device
     if processes * threads > 1:
         _share_tables(model, accelerator)
     updates = choose_updates(model)
+    checkpoint, facts = begin_run(accelerator, model, corpus.rows, args, unit="words")
+    if facts and on_cpu:
+        facts["hardware"]["threads"] = threads  # not torch's
+
     step, history, seconds, position = 0, [], 0.0, None
     if checkpoint is not None:
         state, position = load_checkpoint(accelerator, model, None, checkpoint)
         step, history, seconds = state["step"], state["history"], state["seconds"]
         if processes != state["processes"]:
             raise InputError(f"The checkpoint is of {state['processes']} processes, this run has {processes}.")
+        if state["text"] != corpus.digest:
+            raise InputError(
+                "The text has changed since this run began: its words, or how often they occur, are others."
+            )
     started = time.perf_counter() - seconds
     if accelerator.is_main_process:
         sizes = f"{corpus.total:,}", f"{len(corpus.words):,}", f"{corpus.unknown:,}"
@@ -77,7 +86,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
             accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
 
     def save():
-        state = {"history": history, "seconds": time.perf_counter() - started}
+        state = {"history": history, "seconds": time.perf_counter() - started, "text": corpus.digest}
         accelerator.wait_for_everyone()  # nobody writes to the tables while they are saved
         save_checkpoint(accelerator, model, None, output_dir, step, state, position, args.save_total_limit)
         if accelerator.is_main_process:

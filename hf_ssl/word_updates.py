@@ -19,6 +19,7 @@ from .errors import InputError
 from .methods._words import huffman_paths, keep_probability, noise_distribution
 
 BLOCK, BLOCKS_A_STEP, STEPS_PREPARED = 16, 16, 16
+CROWDED = 8  # times that a word may stand in a step, else its updates, which do not see each other, add up to too much
 NOISE_TABLE = 4_000_000  # draws are indices of a table in which each word stands as often as it is likely
 
 
@@ -133,8 +134,8 @@ def compiled_loop(width, cbow, hierarchical):
         from numba import njit
     except ImportError as error:
         raise InputError(
-            "CBOW, hierarchical softmax and shared_negatives=0 are trained by compiled loops, for which numba was not "
-            'found: pip install "hf_ssl[words]".'
+            "CBOW, hierarchical softmax, shared_negatives=0 and texts of very few words are trained by compiled loops, for "
+            'which numba was not found: pip install "hf_ssl[words]".'
         ) from error
     from numba import float32, uint64
 
@@ -224,7 +225,9 @@ def choose_updates(model):
             "hierarchical_softmax for training on a corpus."
         )
     blocks = config.architecture == "skip_gram" and config.objective == "negative_sampling" and config.shared_negatives
-    return (BlockUpdates if blocks else CompiledUpdates)(model)
+    kept = model.counts * keep_probability(model.counts, config.subsampling, config.subsampling_formula)
+    crowded = kept.max() / kept.sum() * BLOCK * BLOCKS_A_STEP > CROWDED  # few words, or no subsampling
+    return (BlockUpdates if blocks and not crowded else CompiledUpdates)(model)
 
 
 __all__ = ["BlockUpdates", "CompiledUpdates", "choose_updates"]

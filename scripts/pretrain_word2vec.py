@@ -14,7 +14,7 @@ from hf_ssl import Word2VecConfig, Word2VecForPreTraining
 from hf_ssl.arguments import WordArguments
 from hf_ssl.cli import parse_arguments, word_corpus
 from hf_ssl.data.words import word_tokenizer
-from hf_ssl.errors import run_script
+from hf_ssl.errors import InputError, run_script
 from hf_ssl.hub import finish_run, push_save
 from hf_ssl.word_training import train_words
 
@@ -34,6 +34,8 @@ RECIPES = {
 
 def main():
     config, args = parse_arguments(Word2VecConfig, RECIPES, WordArguments, __doc__)
+    if args.backbone not in RECIPES:
+        raise InputError(f"backbone '{args.backbone}' is unknown: word2vec begins anew, by one of {list(RECIPES)}.")
     corpus = word_corpus(args, config.min_count)
     config.backbone_config.vocab_size = len(corpus.words) + 1
     torch.manual_seed(args.seed)

@@ -58,6 +58,9 @@ def test_the_tokenizer_splits_as_the_corpus_does():
     for text in texts:
         expected = [numbers.get(word, 0) for line in split_words(pa.array([text])).to_pylist() for word in line]
         assert tokenizer(text)["input_ids"] == expected
+    words = ["istanbul", "हिन्दी", "café", "cafe\u0301"]
+    assert word_tokenizer(words)("İstanbul हिन्दी Café Cafe\u0301")["input_ids"] == [1, 2, 3, 4]
+    assert split_words(pa.array(["İstanbul हिन्दी Café Cafe\u0301"])).to_pylist() == [words]
 
 
 def test_counts_and_blocks(documents):
@@ -155,9 +158,31 @@ def test_two_processes_train_one_table(documents, tmp_path):
     assert agreement > 0.5, agreement  # of the cosines of frequent words
 
 
-def test_the_softmax_is_for_study_and_gpus_for_blocks(documents, tmp_path):
+def test_the_softmax_is_for_study_and_claims_no_folder(documents, tmp_path):
     with pytest.raises(InputError, match="objective 'softmax' is for study"):
         train(documents, tmp_path / "run", objective="softmax")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_of_few_words_is_trained_one_by_one(tmp_path):
+    """Blocks would add up hundreds of updates of each word, and diverge."""
+    generator = torch.Generator().manual_seed(0)
+    lines = [" ".join(f"w{n}" for n in row) for row in torch.randint(20, (5000, 20), generator=generator).tolist()]
+    datasets.Dataset.from_dict({"text": lines}).to_parquet(tmp_path / "train.parquet")
+    history, table, _ = train(tmp_path, tmp_path / "run")
+    assert np.isfinite(table).all() and history[-1]["loss"] < history[0]["loss"] + 1
+
+
+def test_a_run_is_not_taken_up_on_another_text(tmp_path):
+    for name, words in (("one", ["cat"] * 90 + ["sun"] * 60), ("other", ["sun"] * 90 + ["cat"] * 60)):
+        (tmp_path / name).mkdir()
+        datasets.Dataset.from_dict({"text": [" ".join(words + ["moon", "dog"] * 20)] * 9}).to_parquet(
+            tmp_path / name / "train.parquet"
+        )
+    train(tmp_path / "one", tmp_path / "run")
+    (tmp_path / "one/train.parquet").write_bytes((tmp_path / "other/train.parquet").read_bytes())
+    with pytest.raises(InputError, match="The text has changed since this run began"):
+        train(tmp_path / "one", tmp_path / "run", resume_from_checkpoint="auto", num_train_epochs=4)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +258,15 @@ print(output.last_hidden_state.shape, output.pooler_output.sum(1).tolist())
         WordVectors.load(tmp_path / name)
 
 
+def test_what_the_formats_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(InputError, match="The word 'new york' is empty or has a space"):
+        WordVectors(["new york"], torch.ones(1, 2)).save(tmp_path / "vectors.bin")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "vectors.bin").write_bytes(b"1000000000000 300\nthe ")
+    with pytest.raises(InputError, match="announces 1000000000000 words of 300 numbers"):
+        WordVectors.load(tmp_path / "vectors.bin")
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "glove.txt").write_text("the 0.1 0.2\n")
     with pytest.raises(InputError, match="begins with 'the 0.1 0.2': expected the number of words"):
@@ -266,6 +300,8 @@ def test_the_script_leaves_word_vectors_that_plain_transformers_loads(documents,
         (["--text_column", "source"], "text_column 'source' holds int64 values: expected text"),
         (["--config_overrides", "min_count=10000000"], "0 words that occur at least min_count=10000000"),
         (["--optim", "sgd"], "The argument --optim is unknown"),
+        (["--backbone", folder], "word2vec begins anew"),
+        (["--config_overrides", "backbone_config.hidden_size=0"], "hidden_size must be at least 1"),
     ):
         code, _, err = run(
             "pretrain_word2vec.py", "--dataset_name", documents, "--output_dir", tmp_path / "no", *arguments

@@ -44,12 +44,19 @@ def token_rows(data, column, tokenizer, max_seq_length, pairs=True, copies=1, se
     make = RowMaker(tokenizer, max_seq_length, pairs, copies, seed, column)
     how = dict(batched=True, batch_size=BLOCK, remove_columns=[column], features=FEATURES)
     if not isinstance(data, Dataset):
-        return data.map(make, **how)
+        rows = data.map(make, **how)
+        rows.info.splits = None  # their number is the documents', not the rows'
+        return rows
     settings = (data._fingerprint, column, _identity(tokenizer), max_seq_length, pairs, copies, seed)
     rows = data.map(make, new_fingerprint=Hasher.hash(settings), **how)
     if len(rows) == 0:
         raise DataError(
             f"Nothing is left of the {len(data)} documents in '{column}': found no sentence in any of them."
+        )
+    if pairs and len(data) > 1 and all(label == 1 for label in rows["next_sentence_label"]):
+        raise DataError(
+            f"None of the {len(data)} documents in '{column}' has two segments, so none could follow another (a .txt file gives "
+            "a document a line): expected a row for each document, or --config_overrides next_sentence_prediction=false."
         )
     return rows
 

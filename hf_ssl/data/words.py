@@ -4,6 +4,8 @@ Words are runs of letters and digits, in lower case, unless the text is prepared
 what stands between spaces. No window reaches beyond a line.
 """
 
+from hashlib import sha256
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from .loading import DataError
 
 UNKNOWN = "[UNK]"  # id 0: padding and unknown words in the tokenizer, the end of a line in a corpus
-WORD = r"[\pL\pN]+"
-NO_WORD = r"[^\pL\pN]+"
+NO_WORD = r"[^\pL\pM\pN]+"  # marks are parts of letters
 ROWS = 1000  # of a stream, split at a time
 LETTERS = 2**23  # of rows that are held, at least
 
@@ -40,8 +41,9 @@ def word_tokenizer(words, prepared=False):
     if prepared:
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     else:
-        tokenizer.normalizer = normalizers.Lowercase()
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}\p{N}]+"), "removed", invert=True)
+        # the one letter that Arrow makes smaller in another way
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("\u0130", "i"), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}]+"), "removed", invert=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=UNKNOWN,
@@ -54,7 +56,8 @@ class Corpus:
     """The part of a text that this process trains on, as word numbers.
 
     words, counts: of the vocabulary of all processes, most frequent first; counts, (V,) int64, begins with 0 for id 0.
-    length: words of the vocabulary in this process's part. unknown: how many were rarer than min_count.
+    length: words of the vocabulary in this process's part. unknown: how many were rarer than min_count. digest: of words and
+    counts, by which a resumed run knows its text.
     """
 
     def __init__(self, rows, column, min_count=5, prepared=False, process=0, processes=1, gather=lambda part: [part]):
@@ -87,6 +90,7 @@ class Corpus:
             )
         self.counts = torch.tensor([0, *(total[word] for word in self.words)])
         self.total = int(self.counts.sum())
+        self.digest = sha256("\n".join(self.words).encode() + self.counts.numpy().tobytes()).hexdigest()
         self.unknown = sum(total.values()) - self.total
         self.length = sum(own_counts.get(word, 0) for word in self.words)
         if self.length == 0:

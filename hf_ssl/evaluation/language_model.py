@@ -47,7 +47,7 @@ def run(encoders, source, output_dir):
     if "random_initialisation" in encoders:
         models["random_initialisation"] = random_language_model(model, source.seed)
     found = {
-        row: evaluate_language_model(each.to(state.device), tokenizer, documents, encoder.max_length)
+        row: evaluate_language_model(each.to(state.device), tokenizer, documents, encoder.max_length, source.seed)
         for row, each in models.items()
     }
     numbers = {row: {key: value for key, value in scores.items() if key in METRICS} for row, scores in found.items()}
@@ -62,9 +62,12 @@ def load_language_model(name_or_path, revision=None):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         whole = "BertForPreTraining" in (config.architectures or [])
         load = (BertForPreTraining if whole else AutoModelForMaskedLM).from_pretrained
-        return load(name_or_path, revision=revision, dtype=torch.float32).eval(), tokenizer
+        model, report = load(name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(f"'{name_or_path}' is not a folder or Hub id of a masked language model.") from error
+    if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
+        raise InputError(f"'{name_or_path}' has no head that guesses hidden words: it lacks '{missing[0]}'.")
+    return model.eval(), tokenizer
 
 
 def random_language_model(model, seed=0):

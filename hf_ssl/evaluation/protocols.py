@@ -223,17 +223,20 @@ def _merged(path, results, data_was_read=True):
     if "metrics" not in earlier or any(earlier[key] != results[key] for key in ("model", "feature")):
         return results
     splits = {"name", "config", "train_split", "test_split", "text_columns", "label_column", "passages", "max_length"}
-    both = (
-        splits & earlier["dataset"].keys() & results["dataset"].keys()
-    )  # what needs no labels does not name their column
-    if data_was_read and any(earlier["dataset"][key] != results["dataset"][key] for key in both):
+    drawn = {"seed", "max_samples"}
+    # what needs no labels does not name their column
+    both = splits & earlier["dataset"].keys() & results["dataset"].keys()
+    if not data_was_read:
+        own = {name: value for name, value in results["settings"].items() if name not in drawn}
+        results = results | {"dataset": {}, "settings": own}
+    elif any(earlier["dataset"][key] != results["dataset"][key] for key in both):
         return results
-    if any(earlier["settings"].get(key) != results["settings"].get(key) for key in ("seed", "max_samples")):
+    elif any(earlier["settings"].get(key) != results["settings"].get(key) for key in drawn):
         return results
     rows = _in_order(earlier["results"] | results["results"])
     return results | {
         "settings": earlier["settings"] | results["settings"],
-        "dataset": earlier["dataset"] | (results["dataset"] if data_was_read else {}),
+        "dataset": earlier["dataset"] | results["dataset"],
         "chosen": earlier["chosen"] | results["chosen"],
         "results": {row: earlier["results"].get(row, {}) | results["results"].get(row, {}) for row in rows},
         "metrics": earlier["metrics"] | results["metrics"],

@@ -34,7 +34,7 @@ METRICS = {  # of a file, whose name stands after a colon
 DETAILS_FILE = "word_tests.json"
 SHOWN = ("king", "france", "water", "three", "good")  # whose neighbours are told, where they are known
 CHUNK = 256  # analogies that are compared with all words at a time
-MAP_WORDS = 150  # that the picture shows
+MAP_WORDS, FEWEST_ON_MAP = 150, 8  # that the picture shows
 
 
 class WordVectors:
@@ -75,6 +75,8 @@ class WordVectors:
     def save(self, path, binary=None):
         """Write word2vec's format, which gensim's KeyedVectors.load_word2vec_format reads; binary if the name ends in .bin."""
         binary = Path(path).suffix == ".bin" if binary is None else binary
+        if (bad := next((word for word in self.words if not word or set(word) & set(" \n")), None)) is not None:
+            raise InputError(f"The word '{bad}' is empty or has a space, which word2vec's format cannot hold.")
         partial = Path(f"{path}.partial")
         with open(partial, "wb") as file:
             file.write(f"{len(self.words)} {self.vectors.shape[1]}\n".encode())
@@ -217,7 +219,12 @@ def save_word_map(path, vectors, count=MAP_WORDS, skip=50, seed=0):
     from matplotlib import pyplot
     from sklearn.manifold import TSNE
 
-    chosen = [n for n, word in enumerate(vectors.words) if len(word) > 2 and not word.isdigit()][skip : skip + count]
+    shown = [n for n, word in enumerate(vectors.words) if len(word) > 2 and not word.isdigit()]
+    skip = min(skip, max(0, len(shown) - count))
+    chosen = shown[skip : skip + count]
+    if len(chosen) < FEWEST_ON_MAP:
+        logger.warning("There is no map of %d words.", len(chosen))
+        return
     places = TSNE(
         2, perplexity=min(12, len(chosen) / 4), random_state=seed, metric="cosine", init="random"
     ).fit_transform(vectors.unit[chosen].numpy())
@@ -244,6 +251,10 @@ def read_word2vec(path):
                     f"{path} begins with '{header[:40].decode(errors='replace').strip()}': expected the number of words "
                     "and the width of their vectors, as word2vec writes them."
                 ) from None
+            if (
+                count < 1 or width < 1 or count * width * 2 > Path(path).stat().st_size
+            ):  # a number takes two letters or more
+                raise InputError(f"{path} announces {count} words of {width} numbers, which it cannot hold.")
             start, sample = file.tell(), file.read(4096)
             file.seek(start)
             text = _is_text(sample, width)
@@ -261,7 +272,7 @@ def read_word2vec(path):
 
 def _is_text(sample, width):
     """Numbers stand in the first line as text?"""
-    fields = sample.split(b"\n")[0].split(b" ")[1:4]
+    fields = sample.split(b"\n")[0].rstrip().split(b" ")[-width:][:3]
     try:
         return bool([float(field) for field in fields if field])
     except ValueError:

@@ -25,6 +25,11 @@ class WordVectorsConfig(PreTrainedConfig):
     hidden_size: int = 100
     pad_token_id: int | None = 0
 
+    def validate_sizes(self):
+        for name, least in (("vocab_size", 2), ("hidden_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}.")
+
     def save_pretrained(self, save_directory, **kwargs):
         module = type(self).__module__.rsplit(".", 1)[-1]
         self.auto_map = {auto_class: f"{module}.{name}" for auto_class, name in _AUTO_MAP.items()}

@@ -8,6 +8,8 @@ the differentiable form, for study and tests: a step of plain SGD on the sum of 
 `hf_ssl.word_training` makes the same updates without autograd, hundreds of times as fast.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
@@ -132,7 +134,7 @@ class Word2VecForPreTraining(SSLModel):
 
     def _paths(self, labels):
         """The inner nodes above each word and the turns taken there, 1 or 0, and -1 after the end: (N, L) each."""
-        offsets, nodes, turns = (part.to(labels.device) for part in huffman_paths(self.counts.cpu()))
+        offsets, nodes, turns = (part.to(labels.device) for part in _tree(tuple(self.counts.tolist())))
         lengths = offsets[labels + 1] - offsets[labels]
         steps = torch.arange(int(lengths.max()), device=labels.device)
         place = (offsets[labels, None] + steps).clamp(max=len(nodes) - 1)  # (N, L)
@@ -156,6 +158,11 @@ class Word2VecForPreTraining(SSLModel):
             init.zeros_(module.weight)
         elif module is self.words.embeddings:
             self.words._init_weights(module)
+
+
+@lru_cache(maxsize=1)
+def _tree(counts):
+    return huffman_paths(torch.tensor(counts))
 
 
 _NOISE_STREAM = 2  # separates the negatives' draws from others of the same sample
