@@ -212,19 +212,22 @@ def word_corpus(args, min_count):
 
 def override_config(config, overrides):
     """Apply a string of overrides, `a=1,backbone_config.b=2`; refuses unknown names and values that do not validate."""
+    owners = [config]
     for item in filter(None, overrides.split(",")):
         name, equals, value = item.strip().partition("=")
         owner, key = config, name
         while "." in key and isinstance(getattr(owner, key.split(".")[0], None), PreTrainedConfig):
             first, key = key.split(".", 1)
             owner = getattr(owner, first)
+        owners.append(owner)
         if not equals or not hasattr(owner, key):
             names = sorted(k for k in owner.to_dict() if k != "model_type")
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"expected name=value with one of {names}."
             raise InputError(f"config_overrides has no setting '{item.strip()}': {hint}")
         _checked(lambda owner=owner, key=key, value=value: owner.update_from_string(f"{key}={value}"), f"{name}: ")
-    _checked(config.validate)  # assignment alone does not check
+    for owner in owners:
+        _checked(owner.validate)  # assignment alone does not check
     return config
 
 

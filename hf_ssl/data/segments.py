@@ -53,7 +53,7 @@ def token_rows(data, column, tokenizer, max_seq_length, pairs=True, copies=1, se
         raise DataError(
             f"Nothing is left of the {len(data)} documents in '{column}': found no sentence in any of them."
         )
-    if pairs and len(data) > 1 and all(label == 1 for label in rows["next_sentence_label"]):
+    if pairs and len(rows) > 20 and all(label == 1 for label in rows["next_sentence_label"]):
         raise DataError(
             f"None of the {len(data)} documents in '{column}' has two segments, so none could follow another (a .txt file gives "
             "a document a line): expected a row for each document, or --config_overrides next_sentence_prediction=false."
