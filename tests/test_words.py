@@ -284,6 +284,8 @@ def test_the_script_leaves_word_vectors_that_plain_transformers_loads(documents,
     assert code == 0, err
     code, out, err = run("evaluate.py", folder, "--protocols", "words", "--word_files", pairs)
     assert code == 0 and "| Pretrained |" in out, err
+    code, _, err = run("evaluate.py", folder, "--protocols", "knn", "--word_files", pairs)
+    assert code == 1 and "is for the protocol words, found knn" in err, err
     results = json.loads((folder / "eval_results.json").read_text())["results"]["pretrained"]
     assert results["linear_probe"] > 0  # what the first evaluation found is kept
     assert results["unknown:pairs"] == pytest.approx(33.33) and abs(results["similarity:pairs"]) == 100

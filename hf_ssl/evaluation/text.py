@@ -49,6 +49,8 @@ def evaluate_text(
     Labels that are floats are for fine-tuning by regression only. Raises InputError.
     """
     check_protocols(protocols, PROTOCOLS, output_dir)
+    if word_files and "words" not in protocols:
+        raise InputError(f"word_files '{word_files[0]}' is for the protocol words, found {', '.join(protocols)}.")
     if text_column_2 is not None and text_column is None:
         raise InputError(
             f"text_column_2 '{text_column_2}' is the second text of a pair: name the first by text_column."
