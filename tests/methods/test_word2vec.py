@@ -150,7 +150,6 @@ def tables(variant, width=8, seed=0, counts=(0, 9, 7, 5, 3, 2)):
 class TestUpdates:
     def test_compiled_loop_equals_word2vec_c(self, variant):
         """On the same draws: those of its linear congruential generator."""
-        pytest.importorskip("numba")
         model = tables(variant)
         ids, seed, rate = torch.randint(1, 6, (40,)), 12345, 0.05
         updates = choose_updates(model)
