@@ -113,6 +113,37 @@ def save_tsne(path, features, labels, names=None, seed=0, kind="image"):
     _save(figure, path, bbox_inches="tight")
 
 
+def save_captions(path, images, captions, letters=46):
+    """Each image, uint8 (C, H, W), with its texts beside it: captions[i] is a list of (text, cosine, whether it is right)."""
+    columns = 2
+    lines = -(-len(images) // columns)
+    figure, axes = _pyplot().subplots(
+        lines, 2 * columns, figsize=(11, 1.25 * lines), squeeze=False, width_ratios=[1, 3.4] * columns
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (image, texts) in enumerate(zip(images, captions, strict=True)):
+        picture, beside = axes[i % lines, 2 * (i // lines) :][:2]
+        picture.axis("on")
+        _show(picture, image, "#999999")
+        for place, (text, cosine, right) in enumerate(texts):
+            text = " ".join(text.split())
+            text = text if len(text) <= letters else f"{text[: letters - 3]}..."
+            style = {"color": RIGHT, "weight": "bold"} if right else {"color": "black"}
+            height = 1 - (place + 0.5) / len(texts)
+            line = f"{cosine:.2f}  {text}" + (" <" if right else "")
+            beside.text(
+                0, height, line, fontsize=9, va="center", parse_math=False, transform=beside.transAxes, **style
+            )
+    title = (
+        "test images and the texts that the model ranks highest, with their cosines; right ones are green and marked <"
+    )
+    figure.suptitle(title, fontsize=9, x=0.01, y=0.995, ha="left")
+    top = 1 - 0.3 / figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, top=top, bottom=0.01, wspace=0.03, hspace=0.12)
+    _save(figure, path)
+
+
 def _pyplot():
     import matplotlib
 
@@ -154,6 +185,7 @@ def _save(figure, path, **arguments):
 __all__ = [
     "choose_queries",
     "neighbour_rows",
+    "save_captions",
     "save_loss",
     "save_neighbours",
     "save_reconstructions",
