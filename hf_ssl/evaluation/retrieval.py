@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
 from ..errors import InputError
 from . import pictures
@@ -100,7 +101,7 @@ def distinct_texts(value):
 def recalls(images, texts, pairs, ks=RANKS):
     """{column: percent} of features of distinct images, (N, D), and texts, (T, D). pairs: (P, 2) int64, the numbers of an
     image and of a text that is right for it. No column for a k that is not below the number of candidates."""
-    images, texts = (torch.nn.functional.normalize(features, dim=1) for features in (images, texts))
+    images, texts = (functional.normalize(features, dim=1) for features in (images, texts))
     found = {}
     for way, queries, candidates, right in (
         ("image_to_text", images, texts, pairs),
@@ -151,18 +152,22 @@ def chance(images, texts, pairs, ks=RANKS):
 
 
 def _draw(path, encoder, source, images, encoded, chosen, texts, texts_of):
-    """Some test images, drawn by the seed, with the texts that the encoder ranks highest."""
-    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(source.seed))[:SHOWN]
-    chosen = torch.tensor(chosen)[order]
-    rows = images.rows[chosen].tolist()
-    normalize = torch.nn.functional.normalize
-    similarity = normalize(images.features[chosen], dim=1) @ normalize(encoded.features, dim=1).T
-    found = similarity.topk(min(TOP, len(texts)), dim=1)
+    """Some test images with the texts that the encoder ranks highest, and the best right one if it is not among them."""
+    first = {}
+    for i in chosen:  # no text twice
+        first.setdefault(texts_of[images.rows[i].item()][0], i)
+    shown = list(first.values())
+    shown = shown[:: max(1, len(shown) // SHOWN)][:SHOWN]
+    rows = images.rows[shown].tolist()
+    similarity = functional.normalize(images.features[shown], dim=1) @ functional.normalize(encoded.features, dim=1).T
+    captions = []
+    for row, cosines, order in zip(rows, *similarity.sort(descending=True), strict=True):
+        ranked = [
+            (rank, texts[i], cosines[rank].item(), texts[i] in texts_of[row]) for rank, i in enumerate(order.tolist())
+        ]
+        right = [entry for entry in ranked if entry[-1]]
+        captions.append(ranked[:TOP] + [entry for entry in right[:1] if entry[0] >= TOP])
     data, image_column = source.test()
-    captions = [
-        [(texts[i], cosine, texts[i] in texts_of[row]) for i, cosine in zip(numbers, cosines, strict=True)]
-        for row, numbers, cosines in zip(rows, found.indices.tolist(), found.values.tolist(), strict=True)
-    ]
     pictures.save_captions(path, decode_rows(data, image_column, encoder.channels, rows), captions)
 
 

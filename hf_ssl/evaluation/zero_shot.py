@@ -34,7 +34,7 @@ METRICS = {
 
 def run(encoders, source, output_dir):
     """The protocol `zero_shot`, as protocols.py describes."""
-    labels, texts_of = _training_texts(source) if source.class_texts else _prompts(source)
+    column, labels, texts_of = _training_texts(source) if source.class_texts else _prompts(source)
     labels, classes = torch.tensor(labels), len(texts_of)
     texts = sorted({text for own in texts_of for text in own})
     number = {text: i for i, text in enumerate(texts)}
@@ -54,6 +54,7 @@ def run(encoders, source, output_dir):
         if row == "pretrained":
             numbers["chance"] = majority(own, classes)
             source.found |= {
+                "label_column": column,
                 "test_rows": len(labels),
                 "classes": classes,
                 "class_texts": len(texts),
@@ -86,7 +87,7 @@ def majority(labels, classes):
 
 
 def _prompts(source):
-    """(class of each test row; for each class, the prompts with its name). The test part alone is read."""
+    """(label column; class of each test row; for each class, the prompts with its name). The test part alone is read."""
     test, names, column = source.labelled_test_rows()
     if names is None:
         raise InputError(
@@ -95,11 +96,11 @@ def _prompts(source):
         )
     labels = checked_labels(source.values(test, column), column)
     names = [name.replace("_", " ") for name in names]
-    return labels, [[prompt.replace("{}", name) for prompt in source.prompts] for name in names]
+    return column, labels, [[prompt.replace("{}", name) for prompt in source.prompts] for name in names]
 
 
 def _training_texts(source):
-    """(class of each test row; for each class, the distinct texts of its training images)."""
+    """(label column; class of each test row; for each class, the distinct texts of its training images)."""
     train, test, names, column = source.labelled_rows(source.label_column)
     train, test = source.drawn(train), source.drawn(test)
     if source.class_texts not in (known := column_names(train)):
@@ -111,7 +112,7 @@ def _training_texts(source):
         texts_of[label] += distinct_texts(texts)
     if empty := sum(not own for own in texts_of):
         logger.warning("%d of %d classes have no training text, so they are never answered.", empty, len(texts_of))
-    return labels, [list(dict.fromkeys(own)) for own in texts_of]
+    return column, labels, [list(dict.fromkeys(own)) for own in texts_of]
 
 
 __all__ = ["METRICS", "PROMPTS", "SETTINGS", "class_embeddings", "majority", "run", "top_accuracies"]
