@@ -9,16 +9,26 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import InputError
+from .torchscript import is_torchscript, read_torchscript
 
-COUNTERS = ("num_batches_tracked", "queue_ptr")  # integers that stand among the weights
+COUNTERS = (  # integers that stand among the weights
+    "num_batches_tracked",
+    "queue_ptr",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)
 
 
 def read_weights(path):
     """The tensors of a file by name, without the `module.` of distributed training: from under its key `model` or
-    `state_dict` if it has one, and then what stands beside it is left out. Nothing but tensors is unpickled."""
+    `state_dict` if it has one, and then what stands beside it is left out. Of a TorchScript archive those of its modules.
+    Nothing but tensors is unpickled."""
     try:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
+        elif is_torchscript(path):
+            content = read_torchscript(path)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, on files that it then refuses
