@@ -5,6 +5,7 @@
     python scripts/convert_checkpoint.py moco moco_v2_800ep_pretrain.pth.tar --output_dir moco-v2-r50
     python scripts/convert_checkpoint.py simclr resnet50-1x.pth --output_dir simclr-r50
     python scripts/convert_checkpoint.py clip ViT-B-32.pt --tokenizer_name openai/clip-vit-base-patch32 --output_dir clip-b32
+    python scripts/convert_checkpoint.py cpc_audio 60k_epoch4-d0f474de.pt --output_dir cpc-60k
     python scripts/convert_checkpoint.py word2vec GoogleNews-vectors-negative300.bin --output_dir google-news
 
 A further kind of checkpoint is a file in hf_ssl/conversion, with one function from the arguments to a Release and one
@@ -17,6 +18,7 @@ from pathlib import Path
 import transformers
 
 from hf_ssl.conversion.clip import clip_flags, convert_clip
+from hf_ssl.conversion.cpc_audio import convert_cpc_audio
 from hf_ssl.conversion.mae import convert_mae, mae_flags
 from hf_ssl.conversion.moco import convert_moco, moco_flags
 from hf_ssl.conversion.release import write_release
@@ -26,6 +28,7 @@ from hf_ssl.errors import InputError, run_script
 
 CONVERTERS = {  # kind of checkpoint -> (arguments -> Release, its own flags)
     "clip": (convert_clip, clip_flags),
+    "cpc_audio": (convert_cpc_audio, lambda parser: None),
     "mae": (convert_mae, mae_flags),
     "moco": (convert_moco, moco_flags),
     "simclr": (convert_simclr, lambda parser: None),
