@@ -17,6 +17,7 @@ SAMPLING_RATE = 16_000
 AUDIO_COLUMNS = ("audio", "file", "path", "flac", "wav", "mp3", "ogg", "opus")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
 LOBES = 10  # of the low-pass filter on each side, as `resample_poly` has them
+MP3_START = 4608  # frames that its decoder takes to come to itself: four of its blocks
 LONGEST = 2**40  # samples; a header that promises more does not know
 
 
@@ -91,8 +92,9 @@ def open_audio(value):
 def _read(file, begin, end):
     """Frames begin .. end, or as far as they go, (T, C) float32."""
     try:
-        file.seek(min(begin, file.frames))
-        return file.read(-1 if end is None else end - begin, "float32", always_2d=True)
+        early = min(begin, MP3_START if file.format == "MP3" else 0)
+        file.seek(min(begin - early, file.frames))
+        return file.read(-1 if end is None else end - begin + early, "float32", always_2d=True)[early:]
     except (soundfile.SoundFileError, OSError) as error:  # for instance, a FLAC file that was cut off
         raise _unreadable(error) from error
 

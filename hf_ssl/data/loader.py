@@ -96,13 +96,13 @@ class TrainLoader:
     ):
         self.streaming = isinstance(data, datasets.IterableDataset)
         self.data, self.decoder, self.batch_size, self.seed = data, decoder, batch_size, seed
-        self.column, self.run = getattr(decoder, "group_by", None) or (None, 1)
-        if not self.streaming and len(data) < self.run:
+        self.group_column, self.run_length = getattr(decoder, "group_by", None) or (None, 1)
+        if not self.streaming and len(data) < self.run_length:
             raise DataError(
-                f"The data have {len(data)} rows, fewer than the {self.run} of one '{self.column}' in a run."
+                f"The data have {len(data)} rows, fewer than the {self.run_length} of one '{self.group_column}' in a run."
             )
         self.num_workers = num_workers
-        self.buffer_size = -(-max(buffer_size, 1) // self.run) * self.run  # whole runs
+        self.buffer_size = -(-max(buffer_size, 1) // self.run_length) * self.run_length  # whole runs
         self.process, self.processes = process, processes
         self.rows_seen = 0  # by all processes together
         self.epoch = 0
@@ -140,8 +140,7 @@ class TrainLoader:
             yield batch.tensors
 
     def state_dict(self):
-        state = {"streaming": self.streaming, "rows_seen": self.rows_seen}
-        state |= {"broken": self.broken, "unfit": self.unfit}
+        state = {"streaming": self.streaming, "rows_seen": self.rows_seen, "broken": self.broken, "unfit": self.unfit}
         if not self.streaming:
             state["rows"] = len(self.data)
         else:
@@ -159,7 +158,7 @@ class TrainLoader:
             raise DataError(
                 f"The data has {len(self.data)} rows, but had {state['rows']} when the checkpoint was written."
             )
-        self.rows_seen, self.broken, self.unfit = state["rows_seen"], state["broken"], state["unfit"]
+        self.rows_seen, self.broken, self.unfit = state["rows_seen"], state["broken"], state.get("unfit", 0)
         if self.streaming:
             for name in ("processes", "workers", "buffer_size"):
                 if state[name] != getattr(self, name):
@@ -220,9 +219,14 @@ class _MapBatches(Dataset):
     """Batch number -> the rows at these positions of the endless order."""
 
     def __init__(self, loader: TrainLoader):
-        self.data, self.decoder, self.seed, self.run = loader.data, loader.decoder, loader.seed, loader.run
-        self.groups = None if loader.column is None else np.asarray(loader.data[loader.column])
-        self.length = len(loader.data) // loader.run * loader.run  # of an epoch
+        self.data, self.decoder, self.seed, self.run_length = (
+            loader.data,
+            loader.decoder,
+            loader.seed,
+            loader.run_length,
+        )
+        self.groups = None if loader.group_column is None else np.asarray(loader.data[loader.group_column][:])
+        self.length = len(loader.data) // loader.run_length * loader.run_length  # of an epoch
         self.orders = {}
 
     def __getitem__(self, positions):
@@ -251,8 +255,9 @@ class _MapBatches(Dataset):
         order = _permutation(len(self.data), self.seed, epoch)
         if self.groups is None:
             return order
-        if epoch not in self.orders:  # a batch is of two epochs at most
-            self.orders = {epoch - 1: self.orders.get(epoch - 1), epoch: _in_runs(order, self.groups, self.run)}
+        if epoch not in self.orders:
+            self.orders = {e: known for e, known in self.orders.items() if e == epoch - 1}  # a batch may lie in both
+            self.orders[epoch] = _in_runs(order, self.groups, self.run_length)
         return self.orders[epoch]
 
     def _stand_in(self, epoch, row, attempt):
@@ -270,7 +275,7 @@ class _StreamBatches(IterableDataset):
     def __init__(self, loader: TrainLoader):
         self.decoder, self.batch_size, self.seed = loader.decoder, loader.batch_size, loader.seed
         self.buffer_size, self.positions = loader.buffer_size, loader.positions
-        self.column, self.run = loader.column, loader.run
+        self.group_column, self.run_length = loader.group_column, loader.run_length
         self.data, self.workers, self.next_worker = loader.data, loader.workers, loader.next_worker
         self.process, self.processes = loader.process, loader.processes
 
@@ -280,12 +285,12 @@ class _StreamBatches(IterableDataset):
         worker = ((info.id if info else 0) + self.next_worker) % self.workers
         stream = _Stream(
             self.data, self.seed, self.process * self.workers + worker, self.processes * self.workers,
-            self.buffer_size, self.column, self.run,
+            self.buffer_size, self.group_column, self.run_length,
         )  # fmt: skip
         rows = stream.rows(self.positions[worker])
         while True:
             items, seeds, skipped, in_a_row = [], [], Skipped(), 0
-            while stream.emitted % self.run:  # of a run that stood in for broken rows
+            while stream.position()["emitted"] % self.run_length:  # of a run that stood in for broken rows
                 next(rows)
             while len(items) < self.batch_size:
                 try:
@@ -316,8 +321,8 @@ class _StreamBatches(IterableDataset):
 class _Stream:
     """One of `count` equal parts of a stream, in shuffled order, for ever."""
 
-    def __init__(self, data, seed, index, count, buffer_size, column=None, run=1):
-        self.column, self.run = column, run
+    def __init__(self, data, seed, index, count, buffer_size, group_column=None, run_length=1):
+        self.group_column, self.run_length = group_column, run_length
         self.seed, self.index, self.count, self.buffer_size = seed, index, count, buffer_size
         shards = data.num_shards
         self.shards = [data.shard(shards, shard) if shards > 1 else data for shard in range(shards)]
@@ -329,10 +334,6 @@ class _Stream:
 
     def position(self):
         return dict(self.block)
-
-    @property
-    def emitted(self):
-        return self.block["emitted"]
 
     def rows(self, position=None):
         """((epoch, shard, row number), row) from `position` on."""
@@ -348,8 +349,8 @@ class _Stream:
             next_start, next_block = self._state(), []
             generator = torch.Generator().manual_seed(seed_from(self.seed, self.index, number))
             order = torch.randperm(len(block), generator=generator)
-            if self.column is not None:
-                order = _in_runs(order, [row[self.column] for _, row in block], self.run)
+            if self.group_column is not None:
+                order = _in_runs(order, [row[self.group_column] for _, row in block], self.run_length)
             for emitted, at in enumerate(order.tolist(), start=1):
                 next_block.append(next(source))  # one in, one out: reading is spread evenly
                 row, block[at] = block[at], None

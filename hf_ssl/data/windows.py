@@ -1,7 +1,7 @@
 """Audio files as windows of one length, each read from its file alone.
 
-A file of n windows and a rest gives n rows. Row k lies about the k-th n-th of the file, moved at random by what the rest and
-a quarter of a window leave, so that an epoch goes through the whole file and the next one cuts it elsewhere.
+A file of n windows and a rest gives n rows. Window k lies at random within the k-th of n equal parts of the file and a quarter
+of a window on both sides, so that an epoch goes through the whole file and the next one cuts it elsewhere.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ def speaker_id(value):
 
 
 def audio_windows(data, column, window_samples=WINDOW, speakers=None):
-    """A data set or stream of files as rows {"audio", "first", "last"}, and "speaker" if `speakers` names its column:
-    a window begins at a sample from `first` to `last`, at 16 kHz.
+    """A data set or stream of files as rows, one for each window: {"audio", "length", "number"}, and "speaker" if
+    `speakers` names its column. length: samples of the file at 16 kHz. number: of the window in it.
 
     Files that are too short are left out. A data set's headers are read once, and their lengths cached; a stream's files when
     they come. Raises DataError if all files are too short.
@@ -89,10 +89,10 @@ class AudioWindows:
     """The windows of a data set's files as rows, by number. A file's bytes are looked up for each, not copied."""
 
     def __init__(self, files, column, lengths, window, speakers=None):
-        self.files, self.column, self.window, self.info = files.with_format("arrow"), column, window, files.info
+        self.files, self.column, self.info = files.with_format("arrow"), column, files.info
         self.lengths, self.counts = lengths, np.where(lengths == UNREADABLE, 1, lengths // window)  # of each file
         self.ends = np.cumsum(self.counts)
-        self.speakers = None if speakers is None else np.array([speaker_id(value) for value in files[speakers]])
+        self.speakers = None if speakers is None else np.array([speaker_id(value) for value in files[speakers][:]])
 
     def __len__(self):
         return int(self.ends[-1])
@@ -106,17 +106,16 @@ class AudioWindows:
             return {name: [row[name] for row in rows] for name in rows[0]}
         file = int(np.searchsorted(self.ends, key, side="right"))
         number = key - int(self.ends[file] - self.counts[file])
-        first, last = _range(int(self.lengths[file]), self.window, number)
-        row = {"audio": _uncopied(self.files[file][self.column][0]), "first": first, "last": last}
+        audio = _uncopied(self.files[file][self.column][0])
+        row = {"audio": audio, "length": int(self.lengths[file]), "number": number}
         return row if self.speakers is None else row | {"speaker": int(self.speakers[file])}
 
 
-def _range(length, window, number):
-    """Where window `number` of a file of `length` samples begins, at the earliest and at the latest."""
-    if length < window:
-        return 0, 0 if length == UNREADABLE else length - window
-    part, shift = length / (length // window), SHIFT * window
-    return max(round(number * part - shift), 0), min(round((number + 1) * part + shift), length) - window
+def _start(length, window, number, seed):
+    """Where window `number` of a file of `length` samples begins in the epoch of this seed."""
+    part, draw = length / (length // window), seed_from(seed) % 2**24 / 2**24
+    start = number * part + draw * (part - window) + (2 * draw - 1) * SHIFT * window
+    return min(max(round(start), 0), length - window)
 
 
 def _uncopied(scalar):
@@ -161,10 +160,9 @@ def _expand(rows, column, speakers, window):
         with suppress(OSError), xopen(path, "rb") as file:
             value = {"bytes": file.read(), "path": path}
     length = _length(value)
-    ranges = [_range(length, window, number) for number in range(max(length // window, 1))]
-    first, last = zip(*ranges, strict=True)
-    windows = {"audio": [value] * len(ranges), "first": list(first), "last": list(last)}
-    return windows if speakers is None else windows | {"speaker": [speaker_id(rows[speakers][0])] * len(ranges)}
+    count = max(length // window, 1)
+    windows = {"audio": [value] * count, "length": [length] * count, "number": list(range(count))}
+    return windows if speakers is None else windows | {"speaker": [speaker_id(rows[speakers][0])] * count}
 
 
 class WaveformBatches:
@@ -176,13 +174,12 @@ class WaveformBatches:
 
     def decode(self, row):
         """(waveform (window_samples,), speaker or None). Raises ValueError for what cannot be read in full, and silence."""
-        if row["last"] < 0:
-            length = row["last"] + self.window_samples
-            raise Unfit(f"a file of {length} samples at 16 kHz is shorter than window_samples {self.window_samples}")
-        start = row["first"] + seed_from(row["sample_seed"]) % (row["last"] - row["first"] + 1)
-        start, seconds = start / SAMPLING_RATE, self.window_samples / SAMPLING_RATE
-        waveform = decode_audio(row["audio"], SAMPLING_RATE, start, seconds)
-        if len(waveform) < self.window_samples:
+        length, window = row["length"], self.window_samples
+        if UNREADABLE < length < window:
+            raise Unfit(f"a file of {length} samples at 16 kHz is shorter than window_samples {window}")
+        start = 0 if length == UNREADABLE else _start(length, window, row["number"], row["sample_seed"])
+        waveform = decode_audio(row["audio"], SAMPLING_RATE, start / SAMPLING_RATE, window / SAMPLING_RATE)
+        if len(waveform) < window:
             raise ValueError("the audio ends before its header says")
         if waveform.std() < SILENCE:
             raise ValueError("the audio is silent")
