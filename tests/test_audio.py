@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -362,6 +363,26 @@ def test_every_layout_of_audio(tmp_path, kind, streaming):
     [batch] = take(TrainLoader(windows, decoder, 16, 0, num_workers=1, buffer_size=16), 1)
     assert batch["input_values"].shape == (16, WINDOW) and ("speaker_ids" in batch) == has_speakers
     assert not has_speakers or batch["speaker_ids"].unique(return_counts=True)[1].tolist() == [8, 8]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])
+def test_audio_files_on_the_hub(hub, streaming, tmp_path):
+    """A repository of files and a table of their speakers; a stream fetches each file once for all of its windows."""
+    folder, _ = folder_of(tmp_path, "metadata")
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*.*")}
+    hub.add("org/talks", files, kind="datasets")
+    args = AudioArguments(dataset_name="org/talks", window_samples=WINDOW, streaming=streaming)
+    windows, decoder = audio_data(CPCAudioConfig(), args)
+    [batch] = take(TrainLoader(windows, decoder, 16, 0, buffer_size=16), 1)
+    assert batch["speaker_ids"].unique(return_counts=True)[1].tolist() == [8, 8]
+    assert len(hub.calls("GET", "flac$")) == (8 if streaming else 4)  # the stream's next block is another epoch
+
+
+def test_headers_are_read_once(shards, monkeypatch):
+    rows, column = audio_rows(load_split(str(shards)))
+    first = audio_windows(rows, column, WINDOW)
+    monkeypatch.delattr("hf_ssl.data.windows.audio_length")  # as in the next run
+    assert len(audio_windows(rows, column, WINDOW)) == len(first)
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])

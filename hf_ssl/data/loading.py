@@ -39,6 +39,9 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
         raise DataError(
             f"dataset_name '{dataset_name}' is empty: found 0 rows in split '{split}', expected at least 1."
         )
+    if streaming and data.features:
+        # files on the Hub would be decoded ahead by threads, even where a column is cast to stay undecoded
+        data = data.decode(num_threads=0)
     return data
 
 
