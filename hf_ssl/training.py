@@ -331,7 +331,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
             reasons = [
                 reasons[kind] for _, reasons in told if kind in reasons
             ]  # none for what a checkpoint has counted
-            because = f", one because: {reasons[-1]}" if reasons else ""
+            because = f", the last because: {reasons[0]}" if reasons else ""
             logger.warning("%d %s rows were skipped among %d%s.", number, kind, loader.rows_seen + number, because)
     core = whole_model()
     for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next
