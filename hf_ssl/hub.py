@@ -33,6 +33,7 @@ NOT_TRAINING = (  # arguments that have no part in what is learnt
 SAMPLES = {  # by what a model reads: the embedded data set's folder, and what it is
     "image": ("images", "the images that ship with hf_ssl (12,000 of Fashion-MNIST)"),
     "text": ("text", "the documents that ship with hf_ssl (1.4 million English words from twelve sources)"),
+    "audio": ("speech", "the recordings that ship with hf_ssl (4 minutes read by six synthetic speakers)"),
 }
 
 

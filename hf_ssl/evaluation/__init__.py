@@ -4,7 +4,9 @@
 protocol is also a plain function of tensors, and two of them are `evaluate` metrics (folder metrics/).
 """
 
-from . import images, text
+from . import audio, images, text
+from .audio import evaluate_audio
+from .audio_encoders import AudioEncoder, MFCCEncoder, load_audio_encoder, mfcc_encoder
 from .encoders import find_modality, random_encoder
 from .features import Features, checksum, extract, frozen
 from .fine_tune import LabelledRows, fine_tune
@@ -14,23 +16,26 @@ from .images import evaluate_images
 from .knn import knn_predict, nearest
 from .linear_probe import linear_probe
 from .low_label import balanced_subset, low_label
+from .phones import classify_frames
 from .protocols import Metric, results_table
 from .text import evaluate_text
 from .text_encoders import BagOfWords, TextEncoder, bag_of_words, load_text_encoder
 from .words import WordVectors
 
-EVALUATIONS = {"image": evaluate_images, "text": evaluate_text}
+EVALUATIONS = {"image": evaluate_images, "text": evaluate_text, "audio": evaluate_audio}
 NEED_NO_LABELS = tuple(text.EXTRA)
-PROTOCOLS = tuple(dict.fromkeys((*images.PROTOCOLS, *text.PROTOCOLS)))
+PROTOCOLS = tuple(dict.fromkeys((*images.PROTOCOLS, *text.PROTOCOLS, *audio.PROTOCOLS)))
 
 __all__ = [
     "EVALUATIONS",
     "NEED_NO_LABELS",
     "PROTOCOLS",
+    "AudioEncoder",
     "BagOfWords",
     "Features",
     "ImageEncoder",
     "LabelledRows",
+    "MFCCEncoder",
     "Metric",
     "PixelEncoder",
     "TextEncoder",
@@ -38,6 +43,8 @@ __all__ = [
     "bag_of_words",
     "balanced_subset",
     "checksum",
+    "classify_frames",
+    "evaluate_audio",
     "evaluate_images",
     "evaluate_text",
     "extract",
@@ -47,9 +54,11 @@ __all__ = [
     "frozen",
     "knn_predict",
     "linear_probe",
+    "load_audio_encoder",
     "load_encoder",
     "load_text_encoder",
     "low_label",
+    "mfcc_encoder",
     "nearest",
     "pixel_encoder",
     "random_encoder",
