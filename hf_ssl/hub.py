@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from .checkpoints import RUN_FILE, write_json
 from .errors import InputError
-from .evaluation import EVALUATIONS, NEED_NO_LABELS, Metric, results_table
+from .evaluation import EVALUATIONS, Metric, results_table
 from .evaluation.pictures import save_loss
 from .evaluation.processes import process_state
 from .methods import METHODS
@@ -134,18 +134,19 @@ def evaluate_release(run):
         )
 
     asked = args.eval_protocols.split(",")
-    unlabelled = [protocol for protocol in asked if protocol in NEED_NO_LABELS]
     try:
-        try:
-            results = evaluate(asked)
-        except InputError as error:
-            if unlabelled in ([], asked):
-                raise
-            logger.warning("Evaluated by %s alone: %s", ", ".join(unlabelled), error)
-            results = evaluate(unlabelled)
+        results, done = evaluate(asked), asked
     except InputError as error:  # data without labels, or without a test split, is what pretraining is for
-        logger.warning("The release is whole but was not evaluated: %s", error)
-        return
+        results, done = None, []
+        for protocol in asked if len(asked) > 1 else []:  # what one protocol lacks another may not need
+            try:
+                results, done = evaluate([protocol]), [*done, protocol]
+            except InputError:
+                continue
+        if not done:
+            logger.warning("The release is whole but was not evaluated: %s", error)
+            return
+        logger.warning("Evaluated by %s alone: %s", ", ".join(done), error)
     if run.is_main_process:
         write_card(args.output_dir)
         print(results_table(results))

@@ -1,11 +1,11 @@
-"""Evaluate an encoder of images or texts: a release of ours or anybody's checkpoint, beside raw features and random weights.
+"""Evaluate an encoder of images, texts or speech: a release or any checkpoint, beside raw features and random weights.
 
 python scripts/evaluate.py outputs/mae --protocols knn,linear_probe,neighbours,tsne
 python scripts/evaluate.py facebook/dinov2-small --dataset_name uoft-cs/cifar10 --protocols knn,linear_probe
 python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name stanfordnlp/imdb --max_samples 2000
 python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config_name mrpc \\
     --test_split validation --protocols fine_tune
-python scripts/evaluate.py facebook/wav2vec2-base --protocols phones,phones_hidden,linear_probe,supervised,tsne
+python scripts/evaluate.py facebook/wav2vec2-base --protocols phones,phones_hidden,linear_probe,tsne
 torchrun --nproc_per_node 2 scripts/evaluate.py outputs/mae        # on CPUs with ACCELERATE_USE_CPU=true before it
 """
 
@@ -25,7 +25,8 @@ def main():
     parser.add_argument("name_or_path", help="Folder or Hub id.")
     parser.add_argument("--dataset_name", help="Hub id, folder or glob of files; none: the embedded sample.")
     parser.add_argument("--dataset_config_name", dest="config_name", help="Configuration of the data set.")
-    parser.add_argument("--protocols", default="knn,linear_probe", help=f"Some of {','.join(PROTOCOLS)}.")
+    protocols = f"Some of {','.join(PROTOCOLS)}; none: knn,linear_probe, of speech linear_probe,phones."
+    parser.add_argument("--protocols", type=lambda names: names.split(","), help=protocols)
     parser.add_argument("--train_split", default="train", help="Also a part, such as 'train[:80%%]'.")
     parser.add_argument("--test_split", default="test", help="If there is no 'test', 'validation' is taken.")
     parser.add_argument("--label_column", help="Column of labels; found by type or name.")
@@ -64,7 +65,6 @@ def main():
     folder = Path(args["name_or_path"])
     is_release = (folder / RUN_FILE).is_file()
     args.setdefault("output_dir", str(folder if is_release else Path(f"eval_{folder.name}")))
-    args["protocols"] = args["protocols"].split(",")
     modality = find_modality(args["name_or_path"], args.get("revision"))
     if modality not in EVALUATIONS:
         raise InputError(f"'{folder}' reads {modality}: expected an encoder of one of {', '.join(EVALUATIONS)}.")

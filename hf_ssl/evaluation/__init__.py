@@ -23,12 +23,10 @@ from .text_encoders import BagOfWords, TextEncoder, bag_of_words, load_text_enco
 from .words import WordVectors
 
 EVALUATIONS = {"image": evaluate_images, "text": evaluate_text, "audio": evaluate_audio}
-NEED_NO_LABELS = tuple(text.EXTRA)
 PROTOCOLS = tuple(dict.fromkeys((*images.PROTOCOLS, *text.PROTOCOLS, *audio.PROTOCOLS)))
 
 __all__ = [
     "EVALUATIONS",
-    "NEED_NO_LABELS",
     "PROTOCOLS",
     "AudioEncoder",
     "BagOfWords",

@@ -21,7 +21,7 @@ from .audio_encoders import audio_rows
 from .features import checked_labels, take_samples
 from .linear_probe import standardiser
 from .processes import process_state
-from .protocols import Metric, percent
+from .protocols import ROWS, Metric, percent
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class Segments(NamedTuple):
 
     def read(self, value):
         """(starts, ends, classes) of one row."""
+        value = value or []
         if isinstance(value, dict):  # a record of lists
             value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
         rows = sorted(value, key=lambda row: row["start"])
@@ -112,23 +113,29 @@ class Phones:
         }
 
     def run(self, encoders, source, output_dir):
+        rows, found = (source.train_rows(), source.test_rows()), {}
+        segments = find_segments(*rows, self.segments_column)  # on every process, so that all know if there are none
         if not process_state().is_main_process:
             return {}
-        rows, found = (source.train_rows(), source.test_rows()), {}
-        segments = find_segments(*rows, self.segments_column)
         train, test = read_splits(encoders["pretrained"], source, *rows, segments)
         for row, each in encoders.items():
-            (frames, labels), (test_frames, test_labels) = (labelled_frames(each, part, row) for part in (train, test))
+            described = f"{ROWS[row]}, {self.column.replace('_', ' ')}"
+            frames, labels = labelled_frames(each, train, f"{described}, train")
+            test_frames, test_labels = labelled_frames(each, test, f"{described}, test")
             if len(labels) == 0 or len(test_labels) == 0:
                 raise InputError(
                     f"segments_column '{segments.column}' covers no frame of one part: expected start and end in seconds."
                 )
-            predicted = classify_frames(frames, labels, test_frames, len(segments.names), self.hidden, source.seed)
+            predicted = classify_frames(
+                frames, labels, test_frames, len(segments.names), self.hidden, seed=source.seed
+            )
             found[row] = accuracies(self.column, predicted, test_labels, segments.pauses)
         return found
 
 
-def classify_frames(train, train_labels, test, classes, hidden=0, seed=0, device=None):
+def classify_frames(
+    train, train_labels, test, classes, hidden=0, *, epochs=EPOCHS, min_steps=MIN_STEPS, seed=0, device=None
+):
     """The class of each row of `test`, (M,) int64, by a softmax layer on the standardised rows of `train`, (N, D).
 
     hidden: the width of a ReLU layer before it. The same seed gives the same classes.
@@ -143,7 +150,7 @@ def classify_frames(train, train_labels, test, classes, hidden=0, seed=0, device
     optimizer = torch.optim.Adam(layers.parameters(), lr=HIDDEN_RATE if hidden else LEARNING_RATE)
     batch_size = min(BATCH_SIZE, len(train))
     steps_per_epoch = len(train) // batch_size
-    steps = max(EPOCHS * steps_per_epoch, MIN_STEPS)
+    steps = max(epochs * steps_per_epoch, min_steps)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         place = step % steps_per_epoch
@@ -224,7 +231,10 @@ def find_segments(train, test, segments_column=None):
     else:
         if segments_column:
             raise DataError(f"segments_column '{segments_column}' holds no lists of a start, an end and a label.")
-        raise DataError(f"No column of segments was found among {names}: name it with --segments_column.")
+        raise DataError(
+            f"No column of segments was found among {names}: name it with --segments_column, or "
+            "ask for other protocols."
+        )
     [key] = kinds.keys() - {"start", "end"}
     kind = kinds[key]
     if isinstance(kind, datasets.ClassLabel):

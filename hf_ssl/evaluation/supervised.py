@@ -7,8 +7,10 @@ each frame, one for the label of the utterance, by a linear layer on frames, or 
 
 import copy
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -46,25 +48,26 @@ class Supervised:
     segments_column: str | None = None
     label_column: str | None = None
     epochs: int = EPOCHS
+    min_steps: int = MIN_STEPS
     METRICS: dict = field(default_factory=lambda: Phones().METRICS)
 
     @property
     def SETTINGS(self):
-        return SETTINGS | {"epochs": self.epochs}
+        return SETTINGS | {"epochs": self.epochs, "min_steps": self.min_steps}
 
     def run(self, encoders, source, output_dir):
-        if not process_state().is_main_process:
-            return {}
         encoder = encoders.get("random_initialisation") or random_encoder(encoders["pretrained"], source.seed)
         train, test = source.train_rows(), source.test_rows()
         segments = _unless_missing(lambda: find_segments(train, test, self.segments_column), self.segments_column)
         labelled = _unless_missing(lambda: source.labelled_rows(self.label_column, SPEAKER_COLUMNS), self.label_column)
         if not (segments or labelled):
             raise DataError(f"Protocol 'supervised' found neither segments nor labels among {column_names(train)}.")
+        if not process_state().is_main_process:
+            return {}
         train, test, names, label_column = labelled or (train, test, None, None)
         train, test = read_splits(encoder, source, train, test, segments, label_column)
 
-        found, settings = {}, {"epochs": self.epochs, "seed": source.seed}
+        found, settings = {}, {"epochs": self.epochs, "min_steps": self.min_steps, "seed": source.seed}
         if segments:
             classify = train_network(encoder, train, len(segments.names), of_frames=True, **settings)
             frames = [(classify(each.waveform), each) for each in test]  # (T, K) each
@@ -116,8 +119,7 @@ def train_network(encoder, utterances, classes, of_frames, *, epochs=EPOCHS, min
     steps_per_epoch = int(lengths.sum()) // (BATCH_SIZE * size)
     steps = max(epochs * steps_per_epoch, min_steps)
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():  # head and dropout
-        torch.manual_seed(seed)
+    with _seeded(seed):
         network = Network(encoder, classes, of_frames).to(device).train()
         optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -155,6 +157,17 @@ def train_network(encoder, utterances, classes, of_frames, *, epochs=EPOCHS, min
         return network(values[None])[0].cpu()
 
     return classify
+
+
+@contextmanager
+def _seeded(seed):
+    """Head and dropout follow from the seed, and the masks that wav2vec2 draws from NumPy while it is trained."""
+    state = np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        yield
+    np.random.set_state(state)
 
 
 def _rate(step, steps):
