@@ -23,9 +23,10 @@ from .phones import Phones, accuracies, find_segments, read_splits
 from .processes import process_state
 from .protocols import METRICS, Metric, percent
 
-EPOCHS, MIN_STEPS, BATCH_SIZE = 5, 200, 8
+EPOCHS, MIN_STEPS, BATCH_SIZE = 5, 600, 8
+UTTERANCE_PART = 1 / 4  # of these, for the label of the utterance, which is learnt sooner
 WINDOW = 1.28  # seconds: 20480 samples at 16 kHz
-LEARNING_RATE, MAX_NORM = 1e-3, 1.0
+LEARNING_RATE, MAX_NORM = 3e-3, 1.0
 WARMUP = 0.1  # of the steps
 SETTINGS = {
     "initialisation": "random, with a linear layer on each frame or on their mean",
@@ -33,6 +34,7 @@ SETTINGS = {
     "optimizer": "Adam, warm-up, cosine schedule",
     "epochs": EPOCHS,
     "min_steps": MIN_STEPS,
+    "for_utterances": f"{UTTERANCE_PART} of the epochs and steps",
     "batch_size": BATCH_SIZE,
     "learning_rate": LEARNING_RATE,
     "warmup": WARMUP,
@@ -118,6 +120,7 @@ def train_network(encoder, utterances, classes, of_frames, *, epochs=EPOCHS, min
     lengths, size = torch.tensor([len(waveform) for waveform in waveforms]), round(WINDOW * rate)
     steps_per_epoch = int(lengths.sum()) // (BATCH_SIZE * size)
     steps = max(epochs * steps_per_epoch, min_steps)
+    steps = steps if of_frames else math.ceil(UTTERANCE_PART * steps)
     generator = torch.Generator().manual_seed(seed)
     with _seeded(seed):
         network = Network(encoder, classes, of_frames).to(device).train()
