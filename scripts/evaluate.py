@@ -1,4 +1,4 @@
-"""Evaluate an encoder of images, texts or speech: a release or any checkpoint, beside raw features and random weights.
+"""Evaluate an encoder of images, texts, both, or speech: a release or any checkpoint, beside raw features and random weights.
 
 python scripts/evaluate.py outputs/mae --protocols knn,linear_probe,neighbours,tsne
 python scripts/evaluate.py facebook/dinov2-small --dataset_name uoft-cs/cifar10 --protocols knn,linear_probe
@@ -6,6 +6,7 @@ python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name stanford
 python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config_name mrpc \\
     --test_split validation --protocols fine_tune
 python scripts/evaluate.py facebook/wav2vec2-base --protocols phones,phones_hidden,linear_probe,tsne
+python scripts/evaluate.py openai/clip-vit-base-patch32 --dataset_name uoft-cs/cifar10 --protocols zero_shot,linear_probe
 torchrun --nproc_per_node 2 scripts/evaluate.py outputs/mae        # on CPUs with ACCELERATE_USE_CPU=true before it
 """
 
@@ -25,7 +26,8 @@ def main():
     parser.add_argument("name_or_path", help="Folder or Hub id.")
     parser.add_argument("--dataset_name", help="Hub id, folder or glob of files; none: the embedded sample.")
     parser.add_argument("--dataset_config_name", dest="config_name", help="Configuration of the data set.")
-    protocols = f"Some of {','.join(PROTOCOLS)}; none: knn,linear_probe, of speech linear_probe,phones."
+    others = "of speech linear_probe,phones, of images and texts zero_shot,retrieval"
+    protocols = f"Some of {','.join(PROTOCOLS)}; none: knn,linear_probe, {others}."
     parser.add_argument("--protocols", type=lambda names: names.split(","), help=protocols)
     parser.add_argument("--train_split", default="train", help="Also a part, such as 'train[:80%%]'.")
     parser.add_argument("--test_split", default="test", help="If there is no 'test', 'validation' is taken.")
@@ -42,7 +44,7 @@ def main():
     images = parser.add_argument_group("images")
     images.add_argument("--image_column", help="Column of images; found by type or name.")
     texts = parser.add_argument_group("texts")
-    texts.add_argument("--text_column", help="Column of texts; found by name, GLUE's pairs too.")
+    texts.add_argument("--text_column", help="Column of texts, of retrieval too; found by name, GLUE's pairs too.")
     texts.add_argument("--text_column_2", help="Column of the second text of a pair.")
     texts.add_argument(
         "--max_length", type=int, help="Tokens that are read of a text; none: 128, or what the model has."
@@ -58,6 +60,11 @@ def main():
     audio = parser.add_argument_group("speech")
     audio.add_argument("--audio_column", help="Column of recordings; found by type or name.")
     audio.add_argument("--segments_column", help="Column of {start, end, phone} lists, in seconds; found by type.")
+    pairs = parser.add_argument_group("images and texts")
+    prompts = "For zero_shot: texts with {} for the name of the class, or a file of them; none: 'a photo of a {}.'"
+    pairs.add_argument("--prompts", nargs="+", help=prompts)
+    described = "For zero_shot: column of training texts that describe the classes, instead of their names."
+    pairs.add_argument("--class_texts", metavar="COLUMN", help=described)
     args = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     state = process_state()
     set_up_logging()

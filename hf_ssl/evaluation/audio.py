@@ -5,7 +5,6 @@ from pathlib import Path
 from . import pictures
 from .audio_encoders import SPEAKER_COLUMNS, audio_and_label, load_audio_encoder, mfcc_encoder
 from .encoders import random_encoder
-from .features import take_samples
 from .phones import HIDDEN, Phones
 from .protocols import FROZEN, Source, Splits, check_protocols, run_protocols
 from .supervised import EPOCHS, Supervised, metrics_of
@@ -60,7 +59,7 @@ def load_recordings(source, label_column=None):
     *splits, names, label_column = source.labelled_rows(label_column, SPEAKER_COLUMNS)
     for i, split in enumerate(splits):
         split, columns, _ = audio_and_label(split, source.columns, label_column)
-        splits[i] = split if source.max_samples is None else take_samples(split, source.max_samples, source.seed)
+        splits[i] = source.drawn(split)
     found = {"audio_column": columns[0], "label_column": label_column}
     return Splits(*splits, columns, label_column, names, source.description | found)
 

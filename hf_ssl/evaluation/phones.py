@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..data.loading import DataError, column_names
 from ..errors import InputError
 from .audio_encoders import audio_rows
-from .features import checked_labels, take_samples
+from .features import checked_labels
 from .linear_probe import standardiser
 from .processes import process_state
 from .protocols import ROWS, Metric, percent
@@ -199,10 +199,8 @@ def _read_utterances(encoder, source, rows, segments, label_column):
     """(Utterances, how many rows cannot be decoded)."""
     rows, column = audio_rows(rows, *source.columns)
     rows = rows.select_columns([name for name in (column, segments and segments.column, label_column) if name])
-    if source.max_samples is not None:
-        rows = take_samples(rows, source.max_samples, source.seed)
     utterances, seconds, broken = [], 0, 0
-    for row in rows:
+    for row in source.drawn(rows):
         if (waveform := encoder.read(row[column])) is None:
             broken += 1
             continue
