@@ -1,10 +1,11 @@
-"""Evaluate an encoder of images, texts or both: a release or any checkpoint, beside raw features and random weights.
+"""Evaluate an encoder of images, texts, both, or speech: a release or any checkpoint, beside raw features and random weights.
 
 python scripts/evaluate.py outputs/mae --protocols knn,linear_probe,neighbours,tsne
 python scripts/evaluate.py facebook/dinov2-small --dataset_name uoft-cs/cifar10 --protocols knn,linear_probe
 python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name stanfordnlp/imdb --max_samples 2000
 python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config_name mrpc \\
     --test_split validation --protocols fine_tune
+python scripts/evaluate.py facebook/wav2vec2-base --protocols phones,phones_hidden,linear_probe,tsne
 python scripts/evaluate.py openai/clip-vit-base-patch32 --dataset_name uoft-cs/cifar10 --protocols zero_shot,linear_probe
 torchrun --nproc_per_node 2 scripts/evaluate.py outputs/mae        # on CPUs with ACCELERATE_USE_CPU=true before it
 """
@@ -17,7 +18,6 @@ from hf_ssl.checkpoints import RUN_FILE
 from hf_ssl.cli import set_up_logging
 from hf_ssl.errors import InputError, run_script
 from hf_ssl.evaluation import EVALUATIONS, PROTOCOLS, find_modality, results_table
-from hf_ssl.evaluation.fine_tune import FRACTIONS
 from hf_ssl.evaluation.processes import process_state
 
 
@@ -26,16 +26,17 @@ def main():
     parser.add_argument("name_or_path", help="Folder or Hub id.")
     parser.add_argument("--dataset_name", help="Hub id, folder or glob of files; none: the embedded sample.")
     parser.add_argument("--dataset_config_name", dest="config_name", help="Configuration of the data set.")
-    protocols = f"Some of {','.join(PROTOCOLS)}; none: knn,linear_probe, of images and texts zero_shot,retrieval."
+    others = "of speech linear_probe,phones, of images and texts zero_shot,retrieval"
+    protocols = f"Some of {','.join(PROTOCOLS)}; none: knn,linear_probe, {others}."
     parser.add_argument("--protocols", type=lambda names: names.split(","), help=protocols)
     parser.add_argument("--train_split", default="train", help="Also a part, such as 'train[:80%%]'.")
     parser.add_argument("--test_split", default="test", help="If there is no 'test', 'validation' is taken.")
     parser.add_argument("--label_column", help="Column of labels; found by type or name.")
     parser.add_argument("--streaming", action="store_true", help="Read without downloading first.")
     parser.add_argument("--max_samples", type=int, help="Draw so many rows from each split.")
-    parser.add_argument("--fine_tune_epochs", type=int, help="Epochs of the fine-tuning protocol.")
+    parser.add_argument("--fine_tune_epochs", type=int, help="Epochs of the protocols fine_tune and supervised.")
     fractions = "Parts of the training labels that are fine-tuned on; default: 0.01 0.1 1."
-    parser.add_argument("--fine_tune_fractions", type=float, nargs="+", default=FRACTIONS, help=fractions)
+    parser.add_argument("--fine_tune_fractions", type=float, nargs="+", help=fractions)
     parser.add_argument("--no_baselines", dest="baselines", action="store_false", help="Only the encoder itself.")
     parser.add_argument("--revision", help="Branch, tag or commit on the Hub.")
     parser.add_argument("--seed", type=int, default=0)
@@ -56,6 +57,9 @@ def main():
         "--fine_tune_learning_rate", type=float, help="None: 5e-5, for BERT-base; small models want more."
     )
     texts.add_argument("--word_files", nargs="+", help="Similarity judgements and analogies, for the protocol words.")
+    audio = parser.add_argument_group("speech")
+    audio.add_argument("--audio_column", help="Column of recordings; found by type or name.")
+    audio.add_argument("--segments_column", help="Column of {start, end, phone} lists, in seconds; found by type.")
     pairs = parser.add_argument_group("images and texts")
     prompts = "For zero_shot: texts with {} for the name of the class, or a file of them; none: 'a photo of a {}.'"
     pairs.add_argument("--prompts", nargs="+", help=prompts)

@@ -4,7 +4,9 @@
 protocol is also a plain function of tensors, and two of them are `evaluate` metrics (folder metrics/).
 """
 
-from . import images, pairs, text
+from . import audio, images, pairs, text
+from .audio import evaluate_audio
+from .audio_encoders import AudioEncoder, MFCCEncoder, load_audio_encoder, mfcc_encoder
 from .dual_encoders import DualEncoder, load_dual_encoder
 from .encoders import PAIRS, find_modality, modality_of, random_encoder
 from .features import Features, checksum, extract, frozen
@@ -16,24 +18,25 @@ from .knn import knn_predict, nearest
 from .linear_probe import linear_probe
 from .low_label import balanced_subset, low_label
 from .pairs import evaluate_pairs
+from .phones import classify_frames
 from .protocols import Metric, results_table
 from .text import evaluate_text
 from .text_encoders import BagOfWords, TextEncoder, bag_of_words, load_text_encoder
 from .words import WordVectors
 
-EVALUATIONS = {"image": evaluate_images, "text": evaluate_text, PAIRS: evaluate_pairs}
-NEED_NO_LABELS = (*text.EXTRA, "retrieval")
-PROTOCOLS = tuple(dict.fromkeys((*images.PROTOCOLS, *text.PROTOCOLS, *pairs.PROTOCOLS)))
+EVALUATIONS = {"image": evaluate_images, "text": evaluate_text, "audio": evaluate_audio, PAIRS: evaluate_pairs}
+PROTOCOLS = tuple(dict.fromkeys(name for module in (images, text, audio, pairs) for name in module.PROTOCOLS))
 
 __all__ = [
     "EVALUATIONS",
-    "NEED_NO_LABELS",
     "PROTOCOLS",
+    "AudioEncoder",
     "BagOfWords",
     "DualEncoder",
     "Features",
     "ImageEncoder",
     "LabelledRows",
+    "MFCCEncoder",
     "Metric",
     "PixelEncoder",
     "TextEncoder",
@@ -41,6 +44,8 @@ __all__ = [
     "bag_of_words",
     "balanced_subset",
     "checksum",
+    "classify_frames",
+    "evaluate_audio",
     "evaluate_images",
     "evaluate_pairs",
     "evaluate_text",
@@ -51,10 +56,12 @@ __all__ = [
     "frozen",
     "knn_predict",
     "linear_probe",
+    "load_audio_encoder",
     "load_dual_encoder",
     "load_encoder",
     "load_text_encoder",
     "low_label",
+    "mfcc_encoder",
     "modality_of",
     "nearest",
     "pixel_encoder",
