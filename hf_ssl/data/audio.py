@@ -15,7 +15,7 @@ from .loading import DataError, find_column, raw_column
 
 SAMPLING_RATE = 16_000
 AUDIO_COLUMNS = ("audio", "file", "path", "flac", "wav", "mp3", "ogg", "opus")
-SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id")
+SPEAKER_COLUMNS = ("speaker", "speaker_id", "speakers", "client_id")
 LOBES = 10  # of the low-pass filter on each side, as `resample_poly` has them
 MP3_START = 4608  # frames that its decoder takes to come to itself: four of its blocks
 LONGEST = 2**40  # samples; a header that promises more does not know

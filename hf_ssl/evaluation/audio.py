@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from ..data.audio import SPEAKER_COLUMNS
 from . import pictures
-from .audio_encoders import SPEAKER_COLUMNS, audio_and_label, load_audio_encoder, mfcc_encoder
+from .audio_encoders import audio_and_label, load_audio_encoder, mfcc_encoder
 from .encoders import random_encoder
 from .phones import HIDDEN, Phones
 from .protocols import FROZEN, Source, Splits, check_protocols, run_protocols

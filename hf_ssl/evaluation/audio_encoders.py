@@ -18,8 +18,8 @@ from torch import nn
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from ..data.audio import AUDIO_COLUMNS, decode_audio
-from ..data.loading import LABEL_COLUMNS, find_column, raw_column
+from ..data.audio import SPEAKER_COLUMNS, audio_rows, decode_audio
+from ..data.loading import LABEL_COLUMNS, find_column
 from ..errors import InputError
 from .encoders import load_model, locate, one_line
 
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 MEAN = "mean of last_hidden_state over time"
 SHORTEST, LONGEST = 0.025, 60.0  # seconds: a window of MFCC, and of wav2vec2's convolutions; what is read of a file
-SPEAKER_COLUMNS = ("speaker", "speaker_id", "speakers", "client_id")
 COEFFICIENTS, MELS = 13, 40
 WINDOW, HOP = 0.025, 0.010  # seconds
 
@@ -141,12 +140,6 @@ def mfcc_encoder(encoder):
     return MFCCEncoder(nn.Identity(), encoder.processor, name, encoder.name)
 
 
-def audio_rows(data, audio_column=None):
-    """(data with the audio column undecoded, that column's name)."""
-    column = find_column(data, audio_column, "audio", AUDIO_COLUMNS, (datasets.Audio,))
-    return raw_column(data, column, datasets.Audio), column
-
-
 def audio_and_label(data, columns=(), label_column=None):
     """(data with only these columns, audio undecoded; the name of the audio column, as a tuple; that of the labels)."""
     label_column = find_column(data, label_column, "label", SPEAKER_COLUMNS + LABEL_COLUMNS, (datasets.ClassLabel,))
@@ -176,4 +169,4 @@ def _load_processor(name_or_path, revision):
     return processor
 
 
-__all__ = ["AudioEncoder", "MFCCEncoder", "audio_and_label", "audio_rows", "load_audio_encoder", "mfcc_encoder"]
+__all__ = ["AudioEncoder", "MFCCEncoder", "audio_and_label", "load_audio_encoder", "mfcc_encoder"]

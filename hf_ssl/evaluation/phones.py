@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from ..data.audio import audio_rows
 from ..data.loading import DataError, column_names
 from ..errors import InputError
-from .audio_encoders import audio_rows
 from .features import checked_labels
 from .linear_probe import standardiser
 from .processes import process_state

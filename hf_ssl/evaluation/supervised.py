@@ -7,6 +7,7 @@ each frame, one for the label of the utterance, by a linear layer on frames, or 
 
 import copy
 import math
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from ..data.audio import SPEAKER_COLUMNS
 from ..data.loading import DataError, column_names
-from .audio_encoders import SPEAKER_COLUMNS
 from .encoders import random_encoder
 from .phones import Phones, accuracies, find_segments, read_splits
 from .processes import process_state
@@ -122,6 +123,7 @@ def train_network(encoder, utterances, classes, of_frames, *, epochs=EPOCHS, min
     steps = max(epochs * steps_per_epoch, min_steps)
     steps = steps if of_frames else math.ceil(UTTERANCE_PART * steps)
     generator = torch.Generator().manual_seed(seed)
+    brief = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"  # what `accelerate launch --mixed_precision` sets
     with _seeded(seed):
         network = Network(encoder, classes, of_frames).to(device).train()
         optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
@@ -136,7 +138,8 @@ def train_network(encoder, utterances, classes, of_frames, *, epochs=EPOCHS, min
             for window, row, start in zip(windows, rows, starts, strict=True):
                 cut = waveforms[row][start : start + size]
                 window[: len(cut)] = cut
-            logits = network(windows.to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=brief):
+                logits = network(windows.to(device)).float()
             if of_frames:
                 centres = encoder.centres(logits.shape[1])
                 targets = [utterances[row].at(start / rate + centres) for row, start in zip(rows, starts, strict=True)]
