@@ -11,6 +11,7 @@ from transformers import (
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .bert import BERTConfig, BERTForPreTraining
+from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
@@ -18,6 +19,7 @@ from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
     "bert": BERTForPreTraining,
+    "clip": CLIPForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
     "simclr": SimCLRForPreTraining,
@@ -40,10 +42,12 @@ __all__ = [
     "METHODS",
     "BERTConfig",
     "BERTForPreTraining",
+    "CLIPForPreTraining",
     "MAEConfig",
     "MAEForPreTraining",
     "MoCoConfig",
     "MoCoForPreTraining",
+    "SSLCLIPConfig",
     "SSLResNetBackbone",
     "SSLResNetConfig",
     "SSLResNetForImageClassification",

@@ -27,6 +27,7 @@ class MethodTester:
     random_arguments = ("noise",)  # draws of `forward` that `batch` hands in
     tolerance = 1e-6  # relative, of two processes against one
     released_heads = ()  # prefixes of what the release has besides the encoder, which AutoModel passes by
+    released_call = "model(**inputs)"
     released_features = "output.pooler_output.flatten(1)"  # what of the released encoder's output equals `embed`
 
     def batch(self, seed=0) -> dict:
@@ -130,7 +131,7 @@ class MethodTester:
             f"report['unexpected_keys'] = {{k for k in report['unexpected_keys'] if not k.startswith({self.released_heads})}}\n"
             "assert not any(report.values()), report\n"
             "inputs = expected['inputs']\n"
-            "output = model(**inputs)\n"
+            f"output = {self.released_call}\n"
             f"features = {self.released_features}\n"
             "torch.testing.assert_close(features, expected['features'], rtol=0, atol=1e-6)\n"
         )
