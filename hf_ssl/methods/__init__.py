@@ -8,10 +8,12 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
+from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
+from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
@@ -20,6 +22,7 @@ from .word2vec import Word2VecConfig, Word2VecForPreTraining
 METHODS = {
     "bert": BERTForPreTraining,
     "clip": CLIPForPreTraining,
+    "cpc_audio": CPCAudioForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
     "simclr": SimCLRForPreTraining,
@@ -31,6 +34,8 @@ for _model in METHODS.values():
     AutoModel.register(_model.config_class, _model, exist_ok=True)
     AutoModelForPreTraining.register(_model.config_class, _model, exist_ok=True)
 
+AutoConfig.register(CPCAudioModelConfig.model_type, CPCAudioModelConfig, exist_ok=True)
+AutoModel.register(CPCAudioModelConfig, CPCAudioModel, exist_ok=True)
 AutoConfig.register(SSLResNetConfig.model_type, SSLResNetConfig, exist_ok=True)
 AutoModel.register(SSLResNetConfig, SSLResNetModel, exist_ok=True)
 AutoModelForImageClassification.register(SSLResNetConfig, SSLResNetForImageClassification, exist_ok=True)
@@ -43,6 +48,10 @@ __all__ = [
     "BERTConfig",
     "BERTForPreTraining",
     "CLIPForPreTraining",
+    "CPCAudioConfig",
+    "CPCAudioForPreTraining",
+    "CPCAudioModel",
+    "CPCAudioModelConfig",
     "MAEConfig",
     "MAEForPreTraining",
     "MoCoConfig",

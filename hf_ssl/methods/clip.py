@@ -92,6 +92,7 @@ class CLIPForPreTraining(SSLModel):
             features=features,
             projections=projections.detach(),
             projections_2=projections_2.detach(),
+            metrics={"temperature": 1 / scale.detach()},
         )
 
     def _encode(self, encode, frozen, *inputs):
@@ -131,6 +132,12 @@ class CLIPForPreTraining(SSLModel):
 
     def export_encoder(self):
         return native_copy(self.clip)
+
+    @classmethod
+    def is_custom_code(cls):
+        """Of others' code transformers draws no module anew that has no weights of its own, such as an attention of CLIP's,
+        whose `_init_weights` draws those of its parts."""
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module):
