@@ -324,9 +324,12 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     progress.close()
     terminated.restore()
     batches.close()  # an abandoned stream may abort the interpreter at exit
-    broken = sum(gather_object([loader.broken]))
-    if broken and accelerator.is_main_process:
-        logger.warning("%d broken rows were skipped among %d.", broken, loader.rows_seen + broken)
+    counts, reasons = zip(*gather_object([(loader.broken, loader.reason)]), strict=True)
+    if (broken := sum(counts)) and accelerator.is_main_process:
+        why = next(
+            (f", the last because: {reason}" for reason in reasons if reason), ""
+        )  # not told again after a resume
+        logger.warning("%d broken rows were skipped among %d%s.", broken, loader.rows_seen + broken, why)
     core = whole_model()
     for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next
         tracker.finish()

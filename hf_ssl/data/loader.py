@@ -39,11 +39,13 @@ class RowDecoder(Protocol):
 
 @dataclass
 class Batch:
-    """tensors: the input of the view. broken: rows skipped on the way. epoch: of one of its rows. position: what to go on
-    from after it (streams only). error: set instead of tensors when the data cannot be used at all."""
+    """tensors: the input of the view. broken: rows skipped on the way, the last one for this reason. epoch: of one of its
+    rows. position: what to go on from after it (streams only). error: set instead of tensors when the data cannot be used
+    at all."""
 
     tensors: dict = field(default_factory=dict)
     broken: int = 0
+    reason: str = ""
     epoch: int = 0
     worker: int = 0
     position: dict | None = None
@@ -71,7 +73,7 @@ class TrainLoader:
         self.process, self.processes = process, processes
         self.rows_seen = 0  # by all processes together
         self.epoch = 0
-        self.broken = 0
+        self.broken, self.reason = 0, ""  # rows skipped, and why the last one was
         self.workers = max(num_workers, 1)
         self.next_worker = 0
         self.positions: list[dict | None] = [None] * self.workers
@@ -95,7 +97,7 @@ class TrainLoader:
             if batch.error:
                 raise DataError(batch.error)
             self.rows_seen += self.batch_size * self.processes
-            self.broken += batch.broken
+            self.broken, self.reason = self.broken + batch.broken, batch.reason or self.reason
             self.epoch = batch.epoch
             if self.streaming:
                 self.positions[batch.worker] = batch.position
@@ -171,7 +173,7 @@ class _MapBatches(Dataset):
     def __getitem__(self, positions):
         length = len(self.data)
         keys = [(p // length, int(_permutation(length, self.seed, p // length)[p % length])) for p in positions]
-        items, seeds, broken = [], [], 0
+        items, seeds, broken, reason = [], [], 0, ""
         columns = self.data[[row for _, row in keys]]
         for i, (epoch, row) in enumerate(keys):
             value = {name: column[i] for name, column in columns.items()}
@@ -192,7 +194,7 @@ class _MapBatches(Dataset):
                     error=f"{ATTEMPTS + 1} rows of the data in a row could not be decoded, the last because: {reason}."
                 )
             seeds.append(seed_from(self.seed, epoch, row))
-        return Batch(self.decoder.collate(items, torch.tensor(seeds)), broken, epoch=keys[0][0])
+        return Batch(self.decoder.collate(items, torch.tensor(seeds)), broken, reason, keys[0][0])
 
 
 class _StreamBatches(IterableDataset):
@@ -213,7 +215,7 @@ class _StreamBatches(IterableDataset):
         )
         rows = stream.rows(self.positions[worker])
         while True:
-            items, seeds, broken, in_a_row = [], [], 0, 0
+            items, seeds, broken, in_a_row, reason = [], [], 0, 0, ""
             while len(items) < self.batch_size:
                 try:
                     key, row = next(rows)
@@ -228,9 +230,8 @@ class _StreamBatches(IterableDataset):
                 except (
                     Exception
                 ) as error:  # whatever a decoder makes of a broken row; bounded by ATTEMPTS and max_broken_fraction
-                    broken, in_a_row = broken + 1, in_a_row + 1
+                    broken, in_a_row, reason = broken + 1, in_a_row + 1, str(error).strip().rstrip(".")
                     if in_a_row > 10 * ATTEMPTS:
-                        reason = str(error).strip().rstrip(".")
                         yield Batch(
                             error=f"{in_a_row} rows of the stream in a row could not be decoded, the last because: {reason}."
                         )
@@ -239,7 +240,7 @@ class _StreamBatches(IterableDataset):
                 seeds.append(seed_from(self.seed, *key))
                 epoch = key[0]
             tensors = self.decoder.collate(items, torch.tensor(seeds))
-            yield Batch(tensors, broken, epoch, worker, stream.position())
+            yield Batch(tensors, broken, reason, epoch, worker, stream.position())
 
 
 class _Stream:

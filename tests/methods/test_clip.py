@@ -1,11 +1,10 @@
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 from methods.tester import MethodTester
 
-from hf_ssl import CLIPForPreTraining, SSLCLIPConfig
+from hf_ssl import CLIPForPreTraining
 
 BEGIN, END, WORDS = 38, 39, 40
 TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_act="gelu")
