@@ -144,7 +144,7 @@ def test_folders_and_shards(files, tokenizer, streaming):
     for column in (None, other_column):
         data, *columns = pair_rows(load_split(name, streaming=streaming), text_column=column)
         reader = decoder(columns, tokenizer)
-        loader = TrainLoader(data, reader, 6, seed=0)
+        loader = TrainLoader(data, reader, 6, seed=0, buffer_size=12)
         batches = [reader.view(**batch) for _, batch in zip(range(4), loader, strict=False)]
         assert loader.broken >= 1 and "is empty or missing" in loader.reason
         pixels = torch.cat([batch["pixel_values"][:, 0, 0, 0] for batch in batches]).mul(255).round().int().tolist()
