@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -10,9 +11,29 @@ import datasets
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, CLIPTokenizer
+from test_scripts import run, run_card
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    CLIPTokenizer,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
-from hf_ssl.data import DataError, PairDecoder, RandomSquareCrop, TrainLoader, load_split, pair_rows, train_bpe
+from hf_ssl.data import (
+    DataError,
+    PairDecoder,
+    RandomSquareCrop,
+    TrainLoader,
+    load_split,
+    pair_rows,
+    train_bpe,
+    train_wordpiece,
+)
 from hf_ssl.data.pairs import captions
 
 WORDS = [
@@ -181,3 +202,83 @@ print(json.dumps(train_bpe(texts, 560).get_vocab()))
     assert ids[0] == loaded.bos_token_id == len(loaded) - 2 and ids[-1] == loaded.eos_token_id == len(loaded) - 1
     with pytest.raises(DataError, match="no words"):
         train_bpe([" ", ""], 600)
+
+
+FEW = ("--max_steps", 4, "--per_device_train_batch_size", 8, "--eval_protocols", "none", "--vocab_size", 700)
+
+
+def test_a_release_classifies_without_hf_ssl(tmp_path):
+    """The script on the embedded emoji, in parts; what it leaves is a CLIPModel with its processor, in code that has never
+    heard of hf_ssl. The captions that it has cut are told."""
+    folder = tmp_path / "clip"
+    code, _, err = run(
+        "pretrain_clip.py", *FEW, "--output_dir", folder, "--micro_batch_size", 4, "--max_seq_length", 6
+    )
+    assert code == 0, err
+    assert re.search(r"\n\d+ of 32 captions were longer than max_seq_length=6 and were cut\.", err), err
+    assert "4 steps" in (folder / "README.md").read_text()
+    history = json.loads((folder / "pretraining/history.json").read_text())
+    assert history[-1]["temperature"] == pytest.approx(0.07, rel=0.05)
+    run_card(folder, "probabilities.shape == (1, 2) and features.shape[0] == 1")
+    program = """
+import sys
+sys.modules["hf_ssl"] = None
+from PIL import Image
+from transformers import AutoModel, pipeline
+model, report = AutoModel.from_pretrained(sys.argv[1], output_loading_info=True)
+assert type(model).__name__ == "CLIPModel" and not any(report.values()), report
+assert model.config.text_config.eos_token_id == model.config.text_config.vocab_size - 1
+classify = pipeline("zero-shot-image-classification", model=sys.argv[1])
+for mode in ("RGB", "L"):
+    found = classify(Image.new(mode, (90, 40)), candidate_labels=["dog", "red heart"], hypothesis_template="{}, icon")
+    assert {answer["label"] for answer in found} == {"dog", "red heart"} and sum(a["score"] for a in found) > 0.999
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_locked_image_tuning_of_other_towers(tmp_path):
+    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    tokenizer = train_wordpiece(lambda: iter(["red heart love", "face flag dog animal"]), 60)
+    vision = ViTModel(ViTConfig(**small, image_size=32, patch_size=16))
+    text = BertModel(BertConfig(**small, vocab_size=len(tokenizer), max_position_embeddings=20))
+    for name, parts in (
+        ("vit", (vision, ViTImageProcessor(size={"height": 32, "width": 32}))),
+        ("bert", (text, tokenizer)),
+    ):
+        for part in parts:
+            part.save_pretrained(tmp_path / name)
+    towers = ("--vision_tower", tmp_path / "vit", "--text_tower", tmp_path / "bert", "--max_seq_length", 12)
+    folder = tmp_path / "locked"
+    code, _, err = run(
+        "pretrain_clip.py", *FEW, *towers, "--output_dir", folder, "--config_overrides", "freeze_vision=true"
+    )
+    assert code == 0, err
+    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model).__name__ == "VisionTextDualEncoderModel" and not any(report.values())
+    for name, value in vision.state_dict().items():
+        assert torch.equal(value, model.vision_model.state_dict()[name]), name
+    moved = [
+        name
+        for name, value in text.state_dict().items()
+        if not torch.equal(value, model.text_model.state_dict()[name])
+    ]
+    assert "encoder.layer.0.output.dense.weight" in moved
+    processor = AutoProcessor.from_pretrained(folder)
+    assert processor.image_processor.size["height"] == 32 and len(processor.tokenizer) == len(tokenizer)
+    for config in ("config.json", "pretraining/config.json"):
+        assert str(tmp_path) not in (folder / config).read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--vision_tower", "no/such/model"), "vision_tower 'no/such/model' is not a folder or Hub id"),
+        (("--max_seq_length", 99), "max_seq_length 99 exceeds the text tower's 77 positions"),
+        (("--vocab_size", 100), "vocab_size must be at least 515, found 100"),
+        (("--text_column", "words"), "text_column 'words' is not in the data set"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, tmp_path):
+    code, _, err = run("pretrain_clip.py", *FEW, "--output_dir", tmp_path / "run", *arguments)
+    assert code == 1 and message in err
