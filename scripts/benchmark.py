@@ -10,6 +10,7 @@ python scripts/benchmark.py simclr              # step and memory against lightl
 python scripts/benchmark.py word2vec            # against gensim, from text to vectors; --size cbow, skip-gram-hs, cbow-hs
 python scripts/benchmark.py cpc_audio           # step against a plain module with a loop of 12 losses
 python scripts/benchmark.py clip                # step against open_clip's and transformers', loss over all pairs, memory in parts
+python scripts/benchmark.py cpc_audio --part table --flags --max_steps 500   # the paper's tables; flags of pretrain_cpc_audio.py
 python scripts/benchmark.py bert --size mini    # step and memory against transformers' BertForPreTraining
 
 Each round runs every variant once, one after the other, so that other programs on the machine slow all of them alike.
@@ -50,7 +51,7 @@ BENCHMARKS = {
     "simclr": lambda args: contrastive(simclr, args),
     "bert": lambda args: bert.compare(args.size, args.rounds),
     "clip": lambda args: contrastive(clip, args, "open_clip"),
-    "cpc_audio": lambda args: cpc_audio.compare(args.size, args.rounds),
+    "cpc_audio": lambda args: cpc_audio.PARTS[args.part](args),
     "word2vec": words,
 }
 
@@ -78,7 +79,11 @@ def main():
             own.add_argument("--text", help="A file with a sentence in each line; none: the embedded documents.")
             own.add_argument("--epochs", type=int, default=1)
             own.add_argument("--quality", action="store_true", help="Also similarity and analogies of each round.")
-        elif benchmark not in (mae, bert, cpc_audio):
+        elif benchmark is cpc_audio:
+            own.add_argument("--part", choices=benchmark.PARTS, default="step", help="Speed, or the paper's tables.")
+            own.add_argument("--output_dir", default="outputs/cpc_table", help="Of the runs of the part table.")
+            own.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="What follows goes to these runs.")
+        elif benchmark not in (mae, bert):
             own.add_argument("--part", help=f"Some of {','.join(benchmark.PARTS)}; none: what is quick at this size.")
         if benchmark is moco:
             own.add_argument("--seeds", type=int, default=3, help="Of the part quality: runs of each side.")

@@ -1,10 +1,11 @@
-"""Evaluate an encoder of images or texts: a release of ours or anybody's checkpoint, beside raw features and random weights.
+"""Evaluate an encoder of images, texts or both: a release or any checkpoint, beside raw features and random weights.
 
 python scripts/evaluate.py outputs/mae --protocols knn,linear_probe,neighbours,tsne
 python scripts/evaluate.py facebook/dinov2-small --dataset_name uoft-cs/cifar10 --protocols knn,linear_probe
 python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name stanfordnlp/imdb --max_samples 2000
 python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config_name mrpc \\
     --test_split validation --protocols fine_tune
+python scripts/evaluate.py openai/clip-vit-base-patch32 --dataset_name uoft-cs/cifar10 --protocols zero_shot,linear_probe
 torchrun --nproc_per_node 2 scripts/evaluate.py outputs/mae        # on CPUs with ACCELERATE_USE_CPU=true before it
 """
 
@@ -25,7 +26,8 @@ def main():
     parser.add_argument("name_or_path", help="Folder or Hub id.")
     parser.add_argument("--dataset_name", help="Hub id, folder or glob of files; none: the embedded sample.")
     parser.add_argument("--dataset_config_name", dest="config_name", help="Configuration of the data set.")
-    parser.add_argument("--protocols", default="knn,linear_probe", help=f"Some of {','.join(PROTOCOLS)}.")
+    protocols = f"Some of {','.join(PROTOCOLS)}; none: knn,linear_probe, of images and texts zero_shot,retrieval."
+    parser.add_argument("--protocols", type=lambda names: names.split(","), help=protocols)
     parser.add_argument("--train_split", default="train", help="Also a part, such as 'train[:80%%]'.")
     parser.add_argument("--test_split", default="test", help="If there is no 'test', 'validation' is taken.")
     parser.add_argument("--label_column", help="Column of labels; found by type or name.")
@@ -41,7 +43,7 @@ def main():
     images = parser.add_argument_group("images")
     images.add_argument("--image_column", help="Column of images; found by type or name.")
     texts = parser.add_argument_group("texts")
-    texts.add_argument("--text_column", help="Column of texts; found by name, GLUE's pairs too.")
+    texts.add_argument("--text_column", help="Column of texts, of retrieval too; found by name, GLUE's pairs too.")
     texts.add_argument("--text_column_2", help="Column of the second text of a pair.")
     texts.add_argument(
         "--max_length", type=int, help="Tokens that are read of a text; none: 128, or what the model has."
@@ -54,22 +56,26 @@ def main():
         "--fine_tune_learning_rate", type=float, help="None: 5e-5, for BERT-base; small models want more."
     )
     texts.add_argument("--word_files", nargs="+", help="Similarity judgements and analogies, for the protocol words.")
-    args = vars(parser.parse_args())
+    pairs = parser.add_argument_group("images and texts")
+    prompts = "For zero_shot: texts with {} for the name of the class, or a file of them; none: 'a photo of a {}.'"
+    pairs.add_argument("--prompts", nargs="+", help=prompts)
+    described = "For zero_shot: column of training texts that describe the classes, instead of their names."
+    pairs.add_argument("--class_texts", metavar="COLUMN", help=described)
+    args = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     state = process_state()
     set_up_logging()
 
     folder = Path(args["name_or_path"])
     is_release = (folder / RUN_FILE).is_file()
-    args["output_dir"] = args["output_dir"] or str(folder if is_release else Path(f"eval_{folder.name}"))
-    args["protocols"] = args["protocols"].split(",")
-    modality = find_modality(args["name_or_path"], args["revision"])
+    args.setdefault("output_dir", str(folder if is_release else Path(f"eval_{folder.name}")))
+    modality = find_modality(args["name_or_path"], args.get("revision"))
     if modality not in EVALUATIONS:
         raise InputError(f"'{folder}' reads {modality}: expected an encoder of one of {', '.join(EVALUATIONS)}.")
     evaluate = EVALUATIONS[modality]
     known = inspect.signature(evaluate).parameters
-    if foreign := [name for name, value in args.items() if name not in known and value is not None]:
+    if foreign := [name for name in args if name not in known]:
         raise InputError(f"The argument --{foreign[0]} is not for an encoder of {modality}s, which '{folder}' is.")
-    results = evaluate(**{name: value for name, value in args.items() if name in known})
+    results = evaluate(**args)
     if state.is_main_process:
         print(results_table(results))
         if is_release:

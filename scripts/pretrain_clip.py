@@ -40,7 +40,7 @@ def clip(projection, vision, text, **patches):
 # tables 18 to 20: batch 32768 in all, 32 epochs; open_clip's optimizer settings are the same
 PAPER = dict(
     output_dir="outputs/clip", per_device_train_batch_size=256, num_train_epochs=32, learning_rate=5e-4 * 256 / 32768,
-    warmup_steps=2000, weight_decay=0.2, adam_beta2=0.98, adam_epsilon=1e-6, eval_protocols="none",
+    warmup_steps=2000, weight_decay=0.2, adam_beta2=0.98, adam_epsilon=1e-6, eval_protocols="zero_shot,retrieval",
 )  # fmt: skip
 MINUTES = PAPER | dict(
     vocab_size=3000, max_seq_length=32, min_crop_scale=0.6, num_train_epochs=25, learning_rate=1e-3, warmup_steps=0.1,

@@ -3,7 +3,7 @@ as a dict, a file and a table. images.py and text.py bring data, encoders, pictu
 
 A protocol of another kind is a module with `run(encoders, source, output_dir)`, which gives {row: {column: number}}, with
 SETTINGS, what a reader must know to repeat it, and METRICS, a Metric for each column. It stands in the table `EXTRA` of
-text.py. Every process calls it; only the main one's numbers count.
+text.py or pairs.py. Every process calls it; only the main one's numbers count.
 """
 
 import json
@@ -19,7 +19,7 @@ import transformers
 from ..checkpoints import write_json
 from ..data.loading import LABEL_COLUMNS, DataError, find_column, load_split
 from ..errors import InputError
-from .features import extract, frozen
+from .features import extract, frozen, take_samples
 from .fine_tune import SETTINGS as FINE_TUNE
 from .knn import SETTINGS as KNN
 from .knn import knn_predict
@@ -33,6 +33,7 @@ SETTINGS = {"knn": KNN, "linear_probe": LINEAR_PROBE, "low_label": LOW_LABEL, "f
 PICTURES = {"neighbours", "tsne"}
 FROZEN = {"knn", "linear_probe", "low_label"} | PICTURES  # these need features; fine-tuning needs the data themselves
 ROWS = {
+    "chance": "Chance, or always the most frequent class",
     "raw_pixels": "Raw pixels",
     "bag_of_words": "Bag of words",
     "random_initialisation": "Random initialisation",
@@ -67,7 +68,7 @@ METRICS = {
 class Source:
     """Where data come from, as the arguments of `load_split` say it. columns: the input columns, if they were named.
     max_samples: rows drawn from each split. sample: the embedded data set that is taken if there is no name. word_files: tests
-    of word vectors that the user brings."""
+    of word vectors that the user brings. found: what protocols learn of the data and the results should say."""
 
     sample: str
     dataset_name: str | None = None
@@ -80,6 +81,7 @@ class Source:
     seed: int = 0
     word_files: tuple = ()
     was_read: bool = False
+    found: dict = field(default_factory=dict)
 
     def train_rows(self):
         return self._load(self.train_split)
@@ -99,7 +101,11 @@ class Source:
         """(train, test, names of the classes or None, name of the label column)."""
         train, test = self.train_rows(), self.test_rows()
         label_column = find_column(train, label_column, "label", LABEL_COLUMNS, (datasets.ClassLabel,))
-        return *_numbered_classes(train, test, label_column), label_column
+        return *numbered_classes(train, test, label_column), label_column
+
+    def drawn(self, data):
+        """At most max_samples of its rows."""
+        return data if self.max_samples is None else take_samples(data, self.max_samples, self.seed)
 
     def _load(self, split):
         self.was_read = True
@@ -163,7 +169,7 @@ def run_protocols(
     tables = SETTINGS | {name: module.SETTINGS for name, module in extra.items()} | (settings or {})
     known = METRICS | {column: metric for module in extra.values() for column, metric in module.METRICS.items()}
     known |= metrics or {}
-    description = data.description if data else source.description
+    description = (data.description if data else source.description) | source.found
     if features:
         train, test = features["pretrained"]
         description |= {"train_rows": len(train.labels), "test_rows": len(test.labels)}
@@ -262,7 +268,7 @@ def _metric(column, known):
     return Metric(**asdict(metric) | {"name": f"{metric.name} with {part} of the labels"})
 
 
-def _numbered_classes(train, test, label_column):
+def numbered_classes(train, test, label_column):
     """A column of strings becomes one of class numbers, the same in both splits; (train, test, names or None)."""
     features = train.features or {}
     kind = features.get(label_column)
@@ -310,6 +316,7 @@ __all__ = [
     "Source",
     "Splits",
     "check_protocols",
+    "numbered_classes",
     "percent",
     "results_table",
     "run_protocols",

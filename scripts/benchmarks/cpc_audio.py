@@ -17,6 +17,7 @@ from hf_ssl import CPCAudioConfig, CPCAudioForPreTraining
 from hf_ssl.optimizers import build_optimizer
 from hf_ssl.training import TrainingArguments, choose_kernels
 
+from . import cpc_table
 from .timing import interleave, print_speed, timed, verdict
 
 SIZES = {"paper": (512, 8), "narrow": (128, 8)}  # channels, windows
@@ -101,8 +102,8 @@ def training_step(loss, optimizer):
     optimizer.zero_grad()
 
 
-def compare(size, rounds):
-    losses = []
+def step(args):
+    size, losses = args.size, []
     steps = {
         "plain fp32, channel norm": reference(size, False, losses),
         "plain fp32, batch norm": reference(size, True, losses),
@@ -112,7 +113,7 @@ def compare(size, rounds):
     for loss, tolerance in zip(losses, (0, 1e-5, 1e-2), strict=True):
         if abs(loss / losses[0] - 1) > tolerance:
             raise ValueError(f"The losses of equal weights and negatives differ before the timing: {losses}.")
-    seconds = interleave({name: partial(timed, step) for name, step in steps.items()}, rounds)
+    seconds = interleave({name: partial(timed, run) for name, run in steps.items()}, args.rounds)
     references = {"channel norm": "plain fp32, channel norm", "batch norm": "plain fp32, batch norm"}
     channels, rows = SIZES[size]
     print_speed(
@@ -122,3 +123,10 @@ def compare(size, rounds):
         for column, reference_name in references.items():
             ratios = [a / b for a, b in zip(seconds[reference_name], seconds[f"hf_ssl {precision}"], strict=True)]
             verdict(f"{precision} over {column}", sorted(ratios)[len(ratios) // 2], demand)
+
+
+def table(args):
+    cpc_table.compare(args.output_dir, args.flags)
+
+
+PARTS = {"step": step, "table": table}
