@@ -100,4 +100,38 @@ class TokenArguments(TextArguments):
                 raise InputError(f"{name} must be at least {least}, found {getattr(self, name)}.")
 
 
-__all__ = ["AudioArguments", "ImageArguments", "TextArguments", "TokenArguments", "TwoViewArguments", "WordArguments"]
+@dataclass
+class PairArguments(ImageArguments):
+    text_column: str | None = field(default=None, metadata={"help": "Column of captions; found by name."})
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of an image encoder, or of a CLIP; none: the preset's, new."}
+    )
+    text_tower: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a text encoder, or of a CLIP; none: the preset's, new."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Hub id or folder; none: the text tower's, or learnt from the captions."}
+    )
+    vocab_size: int = field(default=49408, metadata={"help": "Entries of the vocabulary that is learnt."})
+    max_seq_length: int = field(default=77, metadata={"help": "Tokens of a caption, special ones counted."})
+    micro_batch_size: int = field(
+        default=0,
+        metadata={"help": "Pairs that are encoded at a time, to save memory, with the negatives of all; 0: all."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("vocab_size", 515), ("max_seq_length", 3), ("micro_batch_size", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, found {getattr(self, name)}.")
+
+
+__all__ = [
+    "AudioArguments",
+    "ImageArguments",
+    "PairArguments",
+    "TextArguments",
+    "TokenArguments",
+    "TwoViewArguments",
+    "WordArguments",
+]

@@ -12,13 +12,27 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, HfArgumentParser, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPProcessor,
+    CLIPTextConfig,
+    HfArgumentParser,
+    PreTrainedConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderProcessor,
+)
 from transformers.utils import cached_file
 
 from .checkpoints import RUN_FILE, kept_tokenizer
 from .data import (
     TWO_VIEWS,
     ImageDecoder,
+    PairDecoder,
+    RandomSquareCrop,
     TokenBatches,
     TwoViews,
     WaveformBatches,
@@ -26,15 +40,20 @@ from .data import (
     audio_windows,
     image_rows,
     load_split,
+    pair_rows,
     speaker_column,
     text_rows,
     token_rows,
+    train_bpe,
     train_wordpiece,
 )
+from .data.pairs import captions
 from .data.words import Corpus
 from .errors import InputError
 from .evaluation.processes import process_state
 from .transfer import local_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def parse_arguments(config_class, recipes, arguments_class, description=None):
@@ -120,12 +139,15 @@ def build_model(model_class, config, args):
 
 def view_size(config, args):
     """The side of a view in pixels."""
-    fixed = getattr(config.backbone_config, "image_size", None)
+    name, encoder = "backbone_config", config.backbone_config
+    if hasattr(encoder, "vision_config"):
+        name, encoder = "backbone_config.vision_config", encoder.vision_config
+    fixed = getattr(encoder, "image_size", None)
     fixed = fixed[0] if isinstance(fixed, list | tuple) else fixed
     if fixed and args.image_size and args.image_size != fixed:
         raise InputError(
             f"image_size {args.image_size} does not fit the backbone, which has {fixed}: set "
-            f"--config_overrides backbone_config.image_size={args.image_size}."
+            f"--config_overrides {name}.image_size={args.image_size}."
         )
     return args.image_size or fixed or 224
 
@@ -169,24 +191,27 @@ def text_documents(args):
     return text_rows(documents, args.text_column)
 
 
+def named_tokenizer(args, begun_from):
+    """The tokenizer that a resumed run began with, that `--tokenizer_name` names, or that the model to go on from has, and
+    its name; None if there is none of them."""
+    kept = kept_tokenizer(args.output_dir, local_checkpoint(process_state(), args.resume_from_checkpoint))
+    name = kept or args.tokenizer_name or begun_from
+    try:
+        return (AutoTokenizer.from_pretrained(name) if name else None), name
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer_name '{name}' is not a folder or Hub id with a tokenizer.") from error
+
+
 def text_tokenizer(config, args, documents, column):
     """The tokenizer that a resumed run began with, that `--tokenizer_name` names or the backbone brings, or one learnt
     from the documents. `config` takes over its vocabulary. Called by every process."""
     native = config.backbone_config
     begun_from = config.name_or_path or native.name_or_path
-    kept = kept_tokenizer(args.output_dir, local_checkpoint(process_state(), args.resume_from_checkpoint))
-    if name := kept or args.tokenizer_name or begun_from:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise InputError(f"tokenizer_name '{name}' is not a folder or Hub id with a tokenizer.") from error
-    elif args.train_tokenizer:
-        told = [None]
-        if process_state().is_main_process:
-            texts = lambda: (text or "" for block in documents.iter(1000) for text in block[column])  # noqa: E731
-            told = [train_wordpiece(texts, args.vocab_size, args.max_seq_length)]
-        [tokenizer] = broadcast_object_list(told)
-    else:
+    tokenizer, name = named_tokenizer(args, begun_from)
+    if tokenizer is None and args.train_tokenizer:
+        texts = lambda: (text or "" for block in documents.iter(1000) for text in block[column])  # noqa: E731
+        tokenizer = _from_main(lambda: train_wordpiece(texts, args.vocab_size, args.max_seq_length))
+    elif tokenizer is None:
         raise InputError("There is no vocabulary: name one by --tokenizer_name, or learn one by --train_tokenizer.")
 
     found = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("mask", "cls", "sep", "pad")}
@@ -214,6 +239,109 @@ def text_data(config, args, documents, column, tokenizer):
     with state.main_process_first():  # which prepares the rows for all
         rows = token_rows(documents, column, tokenizer, args.max_seq_length, pairs, args.dupe_factor, args.seed)
     return rows, TokenBatches(tokenizer.pad_token_id, pairs, args.static_masking)
+
+
+def choose_towers(config, args):
+    """Put the encoders that `--vision_tower` and `--text_tower` name in the place of the preset's; `load_towers` then finds
+    their weights by the name_or_path of their configs."""
+    native, parts = config.backbone_config, ("vision", "text")
+    named = {part: name for part in parts if (name := getattr(args, f"{part}_tower"))}
+    if not named:
+        return
+    if config.name_or_path or native.name_or_path:
+        raise InputError(f"{next(iter(named))}_tower does not go with backbone '{args.backbone}', which has its own.")
+    towers = {part: getattr(native, f"{part}_config") for part in parts}
+    for part, name in named.items():
+        try:
+            found = AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{part}_tower '{name}' is not a folder or Hub id of a model of transformers.") from error
+        towers[part] = getattr(found, f"{part}_config", found)
+        towers[part].name_or_path = name
+    alike = [config.model_type for config in towers.values()] == ["clip_vision_model", "clip_text_model"]
+    kind = type(native) if alike else VisionTextDualEncoderConfig
+    config.backbone_config = kind(
+        vision_config=towers["vision"], text_config=towers["text"], projection_dim=native.projection_dim,
+        logit_scale_init_value=native.logit_scale_init_value,
+    )  # fmt: skip
+
+
+def load_towers(model):
+    """Read the weights of the towers that `choose_towers` put in."""
+    for part in ("vision", "text"):
+        tower, config = getattr(model.clip, f"{part}_model"), getattr(model.config.backbone_config, f"{part}_config")
+        if name := config.name_or_path:
+            weights = type(tower).from_pretrained(name, dtype=torch.float32)
+            _checked(lambda tower=tower, weights=weights: tower.load_state_dict(weights.state_dict()))
+            config.name_or_path = ""  # as in `build_model`
+
+
+def pair_data(args):
+    """(rows, image column, text column) of the pairs that `--dataset_name` names."""
+    name, config_name = args.dataset_name, args.dataset_config_name
+    rows = load_split(name, args.train_split, sample="emoji", config_name=config_name, streaming=args.streaming)
+    return pair_rows(rows, args.image_column, args.text_column)
+
+
+def pair_tokenizer(config, args, rows, column):
+    """The tokenizer that a resumed run began with, that `--tokenizer_name` names or the text tower brings, or one learnt
+    from the captions. `config` takes over its vocabulary. Called by every process."""
+    native = config.backbone_config.text_config
+    begun_from = config.name_or_path or config.backbone_config.name_or_path or native.name_or_path
+    tokenizer, name = named_tokenizer(args, begun_from)
+    if tokenizer is None:
+        cells = (cell for block in rows.select_columns([column]).iter(1000) for cell in block[column])
+        texts = (caption for cell in cells for caption in captions(cell))
+        tokenizer = _from_main(lambda: train_bpe(texts, args.vocab_size, args.max_seq_length))
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if None in (end, tokenizer.pad_token_id):
+        raise InputError(f"tokenizer_name '{name}' has no token for the end of a text, or none for padding.")
+    if not begun_from:
+        native.vocab_size, native.eos_token_id, native.pad_token_id = len(tokenizer), end, tokenizer.pad_token_id
+        native.bos_token_id = tokenizer.bos_token_id
+        if end == 2 and isinstance(native, CLIPTextConfig):
+            raise InputError(
+                f"tokenizer_name '{name}' ends texts by token 2, by which transformers' CLIP means the highest token: choose "
+                "another, or none to learn one."
+            )
+    elif len(tokenizer) > native.vocab_size:
+        raise InputError(
+            f"tokenizer_name '{name}' has {len(tokenizer)} entries, the text tower only {native.vocab_size}."
+        )
+    if args.max_seq_length > native.max_position_embeddings:
+        raise InputError(
+            f"max_seq_length {args.max_seq_length} exceeds the text tower's {native.max_position_embeddings} positions: "
+            "lower it, or set --config_overrides backbone_config.text_config.max_position_embeddings."
+        )
+    return tokenizer
+
+
+def pair_processor(config, args, tokenizer):
+    """The tokenizer with the image processor of the vision tower, or CLIP's for one that begins anew."""
+    native = config.backbone_config
+    size = view_size(config, args)
+    if name := config.name_or_path or native.name_or_path or native.vision_config.name_or_path:
+        images = AutoImageProcessor.from_pretrained(name)
+    else:
+        images = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return (CLIPProcessor if native.model_type == "clip" else VisionTextDualEncoderProcessor)(images, tokenizer)
+
+
+def pair_decoder(config, args, columns, processor):
+    """What reads the rows of `pair_data` as `processor` does, but for CLIP's random squares."""
+    images, scale = processor.image_processor, args.min_crop_scale or 1.0
+    view = RandomSquareCrop(view_size(config, args), images.image_mean, images.image_std, (scale, 1.0))
+    channels = config.backbone_config.vision_config.num_channels
+    return PairDecoder(*columns, channels, view, processor.tokenizer, args.max_seq_length)
+
+
+def report_cut(decoder):
+    """Tell how many captions a run has cut. Called by every process."""
+    cut, seen = (sum(counts) for counts in zip(*gather_object([(int(decoder.cut), decoder.seen)]), strict=True))
+    if cut:
+        logger.warning(
+            "%d of %d captions were longer than max_seq_length=%d and were cut.", cut, seen, decoder.max_seq_length
+        )
 
 
 def word_corpus(args, min_count):
@@ -247,6 +375,12 @@ def override_config(config, overrides):
     for owner in owners:
         _checked(owner.validate)  # assignment alone does not check
     return config
+
+
+def _from_main(make):
+    """What the main process makes, in all of them."""
+    told = [make() if process_state().is_main_process else None]
+    return broadcast_object_list(told)[0]
 
 
 def _checked(build, prefix=""):

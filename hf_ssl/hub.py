@@ -167,8 +167,9 @@ def write_card(folder):
     begun_there = Path(arguments["output_dir"]).resolve() == folder.resolve()
     path = arguments["output_dir"] if begun_there else str(folder)  # however the folder is named when it is evaluated
     dataset = arguments["dataset_name"] = public_name(arguments["dataset_name"])
-    if "tokenizer_name" in arguments:
-        arguments["tokenizer_name"] = public_name(arguments["tokenizer_name"])
+    for place in ("tokenizer_name", "vision_tower", "text_tower"):
+        if place in arguments:
+            arguments[place] = public_name(arguments[place])
     backbone = arguments["backbone"] or ""
     begun_from = public_name(backbone) if "/" in backbone or Path(backbone).exists() else None  # no preset
     arguments["backbone"] = begun_from or backbone

@@ -16,7 +16,8 @@ from huggingface_hub import DatasetCard, get_token
 
 from .data.loading import SAMPLES
 
-PLACES = ("output_dir", "dataset_name", "backbone", "tokenizer_name")  # arguments that may name local files
+# arguments that may name local files
+PLACES = ("output_dir", "dataset_name", "backbone", "vision_tower", "text_tower", "tokenizer_name")
 LIBRARIES = ("hf_ssl", "torch", "transformers", "datasets", "accelerate")
 
 

@@ -9,11 +9,12 @@ python scripts/benchmark.py moco --part quality # accuracies beside lightly's, a
 python scripts/benchmark.py simclr              # step and memory against lightly's
 python scripts/benchmark.py word2vec            # against gensim, from text to vectors; --size cbow, skip-gram-hs, cbow-hs
 python scripts/benchmark.py cpc_audio           # step against a plain module with a loop of 12 losses
+python scripts/benchmark.py clip                # step against open_clip's and transformers', loss over all pairs, memory in parts
 python scripts/benchmark.py cpc_audio --part table --flags --max_steps 500   # the paper's tables; flags of pretrain_cpc_audio.py
 python scripts/benchmark.py bert --size mini    # step and memory against transformers' BertForPreTraining
 
 Each round runs every variant once, one after the other, so that other programs on the machine slow all of them alike.
-lightly and what it needs come with pip install -e ".[benchmark]".
+lightly, open_clip and gensim come with pip install -e ".[benchmark]".
 """
 
 import argparse
@@ -21,15 +22,15 @@ import importlib.util
 import os
 
 import torch
-from benchmarks import bert, cpc_audio, loop, mae, moco, simclr, word2vec
+from benchmarks import bert, clip, cpc_audio, loop, mae, moco, simclr, word2vec
 
 from hf_ssl.cli import set_up_logging
 from hf_ssl.errors import InputError, run_script
 
 
-def contrastive(benchmark, args):
-    if importlib.util.find_spec("lightly") is None:
-        raise InputError('lightly, to be compared with, is not installed: pip install -e ".[benchmark]".')
+def contrastive(benchmark, args, rival="lightly"):
+    if importlib.util.find_spec(rival) is None:
+        raise InputError(f'{rival}, to be compared with, is not installed: pip install -e ".[benchmark]".')
     set_up_logging()
     for part in args.part.split(",") if args.part else benchmark.SIZES[args.size].parts:
         if part not in benchmark.PARTS:
@@ -49,6 +50,7 @@ BENCHMARKS = {
     "moco": lambda args: contrastive(moco, args),
     "simclr": lambda args: contrastive(simclr, args),
     "bert": lambda args: bert.compare(args.size, args.rounds),
+    "clip": lambda args: contrastive(clip, args, "open_clip"),
     "cpc_audio": lambda args: cpc_audio.PARTS[args.part](args),
     "word2vec": words,
 }
@@ -63,6 +65,7 @@ def main():
         ("moco", moco),
         ("simclr", simclr),
         ("bert", bert),
+        ("clip", clip),
         ("cpc_audio", cpc_audio),
         ("word2vec", word2vec),
     ):

@@ -29,3 +29,11 @@ def test_simclr_equals_lightlys(scripts, capsys):
 
     simclr.step(simclr.Size("tiny", 18, 32, 8), Namespace(rounds=1))
     assert "hf_ssl bf16" in capsys.readouterr().out
+
+
+def test_clip_equals_open_clips(scripts, capsys):
+    pytest.importorskip("open_clip", reason="comes with the extra [benchmark]")
+    from benchmarks import clip
+
+    clip.step(clip.Size("tiny", 32, 2, 2, 16, 8, 8), Namespace(rounds=1))  # raises if they differ
+    assert "hf_ssl bf16" in capsys.readouterr().out

@@ -1,12 +1,14 @@
 """Data sets, their rows as batches that resume exactly, and the views that are made of them."""
 
 from .audio import audio_length, audio_rows, decode_audio, open_audio
+from .bpe import train_bpe
 from .images import ImageDecoder, decode_image, image_processor, image_rows
 from .loader import TrainLoader
 from .loading import DataError, load_split
+from .pairs import PairDecoder, pair_rows
 from .segments import TokenBatches, token_rows
 from .text import passages, sentences, text_rows
-from .views import TWO_VIEWS, RandomResizedCropAndFlip, TwoViews
+from .views import TWO_VIEWS, RandomResizedCropAndFlip, RandomSquareCrop, TwoViews
 from .windows import AudioWindows, WaveformBatches, audio_windows, speaker_column
 from .wordpiece import train_wordpiece
 
@@ -15,7 +17,9 @@ __all__ = [
     "AudioWindows",
     "DataError",
     "ImageDecoder",
+    "PairDecoder",
     "RandomResizedCropAndFlip",
+    "RandomSquareCrop",
     "TokenBatches",
     "TrainLoader",
     "TwoViews",
@@ -29,10 +33,12 @@ __all__ = [
     "image_rows",
     "load_split",
     "open_audio",
+    "pair_rows",
     "passages",
     "sentences",
     "speaker_column",
     "text_rows",
     "token_rows",
+    "train_bpe",
     "train_wordpiece",
 ]

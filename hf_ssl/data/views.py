@@ -44,6 +44,16 @@ def random_crop_boxes(seeds, heights, widths, scale=(0.2, 1.0), ratio=(3 / 4, 4 
     return torch.cat([top, left, h, w], dim=1).long()
 
 
+def random_square_boxes(seeds, heights, widths, scale=(1.0, 1.0)):
+    """Boxes of squares at random places, (N, 4) int64: top, left, height, width. scale: of their area, as a part of that of
+    the largest square; `heights` and `widths`: (N,) pixels."""
+    draws = uniform(seeds, 3).double()  # (N, 3): area, top, left
+    side = torch.minimum(heights, widths) * (scale[0] + (scale[1] - scale[0]) * draws[:, 0]).sqrt()
+    side = side.round().clamp(min=1)
+    top, left = ((draws[:, i] * (edge - side + 1)).floor() for i, edge in ((1, heights), (2, widths)))
+    return torch.stack([top, left, side, side], dim=1).long()
+
+
 def _bilinear(x):
     return x.neg_().add_(1).clamp_(min=0)
 
@@ -210,6 +220,33 @@ class RandomResizedCropAndFlip:
         boxes = None if boxes is None else boxes[:, 0]
         flip = uniform(fold_in(sample_seeds, FLIP_STREAM), 1)[:, 0] < 0.5
         pixels = _crop_and_flip(images[:, 0], boxes, self.size, flip, self.interpolation)
+        mean, std = _constants(tuple(self.mean), tuple(self.std), pixels.device)
+        return {"pixel_values": pixels.sub_(mean).div_(std), "sample_seeds": sample_seeds}
+
+
+@dataclass
+class RandomSquareCrop:
+    """CLIP's whole augmentation (section 2.5): a random square of the image, resized with bicubic interpolation. There is no
+    flip, since captions know left from right.
+
+    size, mean, std: as above. scale: of the square's area, as a part of that of the largest square; the paper's is (1, 1).
+    """
+
+    size: int
+    mean: list[float]
+    std: list[float]
+    scale: tuple[float, float] = (1.0, 1.0)
+    interpolation = "bicubic"
+
+    def boxes(self, sample_seeds, heights, widths):
+        """(N, 1, 4): a crop for each image."""
+        return random_square_boxes(fold_in(sample_seeds, CROP_STREAM), heights, widths, self.scale)[:, None]
+
+    def __call__(self, images, sample_seeds, boxes=None):
+        """uint8 images (N, 1, C, H, W) and their boxes (N, 1, 4), None for crops, to the model's batch."""
+        boxes = None if boxes is None else boxes[:, 0]
+        stays = torch.zeros_like(sample_seeds, dtype=torch.bool)
+        pixels = _crop_and_flip(images[:, 0], boxes, self.size, stays, self.interpolation)
         mean, std = _constants(tuple(self.mean), tuple(self.std), pixels.device)
         return {"pixel_values": pixels.sub_(mean).div_(std), "sample_seeds": sample_seeds}
 

@@ -12,6 +12,7 @@ from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .bert import BERTConfig, BERTForPreTraining
+from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
@@ -20,6 +21,7 @@ from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
     "bert": BERTForPreTraining,
+    "clip": CLIPForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
@@ -45,6 +47,7 @@ __all__ = [
     "METHODS",
     "BERTConfig",
     "BERTForPreTraining",
+    "CLIPForPreTraining",
     "CPCAudioConfig",
     "CPCAudioForPreTraining",
     "CPCAudioModel",
@@ -53,6 +56,7 @@ __all__ = [
     "MAEForPreTraining",
     "MoCoConfig",
     "MoCoForPreTraining",
+    "SSLCLIPConfig",
     "SSLResNetBackbone",
     "SSLResNetConfig",
     "SSLResNetForImageClassification",

@@ -1,14 +1,15 @@
 """Contrastive cross-entropies: which of many candidates is the other view of the same image?
 
-All embeddings are rows of unit length. Both losses are computed in float32, but where it is said.
+All embeddings are rows of unit length. The losses are computed in float32, but where it is said.
 """
 
 import torch
 import torch.nn.functional as F
 
-from ._distributed import gather_with_gradient, rank
+from ._distributed import gather, gather_with_gradient, rank
 
 CHUNK = 4096  # rows of a queue that are scored at a time
+SCORES = 2**20  # similarities of pairs that are held at a time
 SHARPEST = 0.03  # temperatures below could underflow exp(-2 / temperature)
 
 
@@ -72,3 +73,71 @@ def nt_xent(projections, projections_2, temperature):
     logits.diagonal(first).fill_(-torch.inf)
     other_view = first + torch.arange(len(own), device=own.device).roll(len(projections))
     return F.cross_entropy(logits, other_view), logits
+
+
+def pair_cross_entropy(queries, keys, logit_scale, labels=None):
+    """InfoNCE in both directions over the pairs of all processes, row i of `queries` and of `keys` being a pair: the mean of
+    this process's queries among all keys and of its keys among all queries, each pair of all processes counted once.
+
+    queries, keys: (N, P) float32. logit_scale: scalar, the inverse temperature. All three get a gradient; averaged over
+    processes, as DDP does, it is that of one process with the whole batch. labels: (N,) int64 or None; pairs with the same
+    label are not negatives of each other. Memory is O(SCORES + W N P) with W processes: no N x W N matrix is kept.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        keys = gather_with_gradient(keys)  # (W N, P)
+        everyones = None if labels is None else gather(labels)
+        return _PairCrossEntropy.apply(queries, keys, logit_scale, labels, everyones, torch.is_grad_enabled())
+
+
+class _PairCrossEntropy(torch.autograd.Function):
+    """Two passes over chunks of queries, since the gradient of a score needs the sums of its row and of its column: first
+    the sums, those of columns over all processes, then loss and gradient together.
+
+    Each process has its rows of the matrix of scores: its queries against everyone's keys. Nothing else is sent than the
+    keys, one log-sum for each column, and back the keys' gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, queries, keys, logit_scale, labels, everyones_labels, with_gradient):
+        n = len(queries)
+        first = rank() * n  # of the columns that hold the own keys
+        chunk = max(1, SCORES // len(keys))
+        starts = range(0, n, chunk)
+        scaled = queries * logit_scale
+
+        def score(start):
+            scores = scaled[start : start + chunk] @ keys.T  # (chunk, W N)
+            if labels is not None:
+                same = labels[start : start + chunk, None] == everyones_labels
+                same.diagonal(first + start).fill_(False)
+                scores.masked_fill_(same, -torch.inf)
+            return scores
+
+        rows, columns = scaled.new_empty(n), scaled.new_full((len(keys),), -torch.inf)  # their log-sums
+        for start in starts:
+            scores = score(start)
+            rows[start : start + chunk] = scores.logsumexp(1)
+            columns = torch.logaddexp(columns, scores.logsumexp(0))
+        columns = gather(columns[None]).logsumexp(0)
+
+        own = slice(first, first + n)
+        loss = (rows + columns[own]).mean() / 2 - (scaled * keys[own]).sum(1).mean()
+        if with_gradient:
+            # d loss / d score = (p(column | row) + p(row | column) - 2 for the pair itself) / 2 N
+            pulled, keys_gradient = torch.empty_like(queries), torch.zeros_like(keys)
+            for start in starts:
+                if len(starts) > 1:
+                    scores = score(start)
+                part = slice(start, start + chunk)
+                gradient = (scores - rows[part, None]).exp_().add_(scores.sub_(columns).exp_())
+                gradient.diagonal(first + start).sub_(2)
+                torch.mm(gradient, keys, out=pulled[part])
+                keys_gradient.addmm_(gradient.T, scaled[part])
+            ctx.save_for_backward(
+                pulled * (logit_scale / (2 * n)), keys_gradient / (2 * n), (pulled * queries).sum() / (2 * n)
+            )
+        return loss
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return *(saved * gradient for saved in ctx.saved_tensors), None, None, None
