@@ -12,7 +12,6 @@ from torch import nn
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, AutoTokenizer, CLIPTokenizer
 
 from hf_ssl.conversion.torchscript import read_torchscript
-from hf_ssl.methods import METHODS
 
 MERGES = ["c a", "ca t</w>", "d o", "do g</w>", "o f</w>", "t h", "th e</w>", "p h", "ph o", "t o</w>", "pho to</w>"]
 VOCABULARY = 2 * 256 + len(MERGES) + 2
@@ -189,7 +188,6 @@ def test_the_vocabulary_is_open_clips(tmp_path):
     assert torch.equal(own["input_ids"] * own["attention_mask"], expected)
 
 
-@pytest.mark.skipif("clip" not in METHODS, reason="the method is not there yet")
 def test_training_can_go_on(files, tmp_path, convert):
     assert convert(files / "openai.pt", "--output_dir", tmp_path / "release", kind="clip")[0] == 0
     whole = load(AutoModelForPreTraining, tmp_path / "release", subfolder="pretraining")

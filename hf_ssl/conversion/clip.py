@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from ..errors import InputError
-from ..methods import METHODS
+from ..methods import CLIPForPreTraining, SSLCLIPConfig
 from .release import Release, digests
 from .torchscript import is_torchscript
 from .weights import build_config, fill, listed, read_weights, shape_of
@@ -80,11 +80,8 @@ def convert_clip(args):
 
 
 def _pretraining(model):
-    if "clip" not in METHODS:
-        return None
-    method = METHODS["clip"]
-    whole = method(method.config_class(backbone_config=model.config.to_dict())).eval()
-    whole.base_model.load_state_dict(model.state_dict())
+    whole = CLIPForPreTraining(SSLCLIPConfig(backbone_config=model.config.to_dict())).eval()
+    whole.clip.load_state_dict(model.state_dict())
     return whole
 
 

@@ -8,6 +8,7 @@ import datasets
 
 from ..data.images import image_rows
 from ..data.loading import LABEL_COLUMNS, find_column
+from ..data.pairs import CAPTION_COLUMNS
 from ..errors import InputError
 from . import images, retrieval, zero_shot
 from .dual_encoders import load_dual_encoder
@@ -17,7 +18,6 @@ from .protocols import Source, check_protocols, numbered_classes
 
 EXTRA = {"zero_shot": zero_shot, "retrieval": retrieval}  # as protocols.py describes
 PROTOCOLS = (*EXTRA, *images.PROTOCOLS)
-TEXT_COLUMNS = ("text", "caption", "captions", "txt", "sentence", "sentences", "title")
 EMBEDDED = {"text_column": "name", "class_texts": "text"}  # the emoji: no caption speaks of "Symbols" or "Objects"
 BLOCK = 1000  # rows read at a time
 
@@ -44,7 +44,7 @@ class PairSource(Source):
         return self.drawn(test), names, column
 
     def find_texts(self, data):
-        return find_column(data, self.text_column, "text", TEXT_COLUMNS)
+        return find_column(data, self.text_column, "text", CAPTION_COLUMNS)
 
     def values(self, data, column):
         return [value for batch in data.select_columns([column]).iter(BLOCK) for value in batch[column]]

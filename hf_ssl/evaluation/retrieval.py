@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from ..data.pairs import captions
 from ..errors import InputError
 from . import pictures
 from .dual_encoders import DualEncoder
@@ -80,7 +81,7 @@ def _read_pairs(source):
     keys, texts_of = [], []
     for batch in data.select_columns([image_column, column]).iter(CHUNK):
         for image, texts in zip(batch[image_column], batch[column], strict=True):
-            texts_of.append(distinct_texts(texts))
+            texts_of.append(list(dict.fromkeys(captions(texts))))
             content = image.get("bytes") or image.get("path") if isinstance(image, dict) else image
             if isinstance(content, str):
                 content = content.encode()
@@ -90,12 +91,6 @@ def _read_pairs(source):
     if missing == len(keys):
         raise InputError(f"text_column '{column}' holds no text in the {len(keys)} test rows.")
     return column, keys, texts_of
-
-
-def distinct_texts(value):
-    """The texts of a row, which holds one, a list of them, or none; without empty ones."""
-    texts = value if isinstance(value, list | tuple) else [value]
-    return list(dict.fromkeys(text.strip() for text in texts if isinstance(text, str) and text.strip()))
 
 
 def recalls(images, texts, pairs, ks=RANKS):
@@ -160,15 +155,15 @@ def _draw(path, encoder, source, images, encoded, chosen, texts, texts_of):
     shown = shown[:: max(1, len(shown) // SHOWN)][:SHOWN]
     rows = images.rows[shown].tolist()
     similarity = functional.normalize(images.features[shown], dim=1) @ functional.normalize(encoded.features, dim=1).T
-    captions = []
+    beside = []
     for row, cosines, order in zip(rows, *similarity.sort(descending=True), strict=True):
         ranked = [
             (rank, texts[i], cosines[rank].item(), texts[i] in texts_of[row]) for rank, i in enumerate(order.tolist())
         ]
         right = [entry for entry in ranked if entry[-1]]
-        captions.append(ranked[:TOP] + [entry for entry in right[:1] if entry[0] >= TOP])
+        beside.append(ranked[:TOP] + [entry for entry in right[:1] if entry[0] >= TOP])
     data, image_column = source.test()
-    pictures.save_captions(path, decode_rows(data, image_column, encoder.channels, rows), captions)
+    pictures.save_captions(path, decode_rows(data, image_column, encoder.channels, rows), beside)
 
 
 __all__ = ["METRICS", "RANKS", "SETTINGS", "best_rank", "chance", "first_ranks", "recall_at", "recalls", "run"]

@@ -11,12 +11,13 @@ import torch
 from torch.nn import functional
 
 from ..data.loading import column_names
+from ..data.pairs import captions
 from ..errors import InputError
 from .dual_encoders import DualEncoder
 from .features import checked_labels
 from .processes import process_state
 from .protocols import ROWS, Metric, percent
-from .retrieval import best_rank, distinct_texts
+from .retrieval import best_rank
 
 logger = logging.getLogger(__name__)
 PROMPTS = ("a photo of a {}.",)  # the paper's, of section 3.1.4
@@ -109,7 +110,7 @@ def _training_texts(source):
     described = checked_labels(source.values(train, column), column)
     texts_of = [[] for _ in range(len(names) if names else 1 + max(labels + described))]
     for label, texts in zip(described, source.values(train, source.class_texts), strict=True):
-        texts_of[label] += distinct_texts(texts)
+        texts_of[label] += captions(texts)
     if empty := sum(not own for own in texts_of):
         logger.warning("%d of %d classes have no training text, so they are never answered.", empty, len(texts_of))
     return column, labels, [list(dict.fromkeys(own)) for own in texts_of]
