@@ -8,9 +8,11 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
+from ._cpc_text_model import CPCTextModel, SentenceEncoderConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .bert import BERTConfig, BERTForPreTraining
+from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
@@ -18,6 +20,7 @@ from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
     "bert": BERTForPreTraining,
+    "cpc_text": CPCTextForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
     "simclr": SimCLRForPreTraining,
@@ -35,11 +38,16 @@ AutoModelForImageClassification.register(SSLResNetConfig, SSLResNetForImageClass
 AutoBackbone.register(SSLResNetConfig, SSLResNetBackbone, exist_ok=True)
 AutoConfig.register(WordVectorsConfig.model_type, WordVectorsConfig, exist_ok=True)
 AutoModel.register(WordVectorsConfig, Word2VecModel, exist_ok=True)
+AutoConfig.register(SentenceEncoderConfig.model_type, SentenceEncoderConfig, exist_ok=True)
+AutoModel.register(SentenceEncoderConfig, CPCTextModel, exist_ok=True)
 
 __all__ = [
     "METHODS",
     "BERTConfig",
     "BERTForPreTraining",
+    "CPCTextConfig",
+    "CPCTextForPreTraining",
+    "CPCTextModel",
     "MAEConfig",
     "MAEForPreTraining",
     "MoCoConfig",
@@ -48,6 +56,7 @@ __all__ = [
     "SSLResNetConfig",
     "SSLResNetForImageClassification",
     "SSLResNetModel",
+    "SentenceEncoderConfig",
     "SimCLRConfig",
     "SimCLRForPreTraining",
     "Word2VecConfig",
