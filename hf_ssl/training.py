@@ -219,8 +219,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     )  # fmt: skip
 
     step, history, seconds = 0, [], 0.0
-    # over the forward passes since the last log entry
-    loss_sum, summed = torch.zeros((), device=accelerator.device), 0
+    sums, summed = {}, 0  # of the loss and the method's metrics, over the forward passes since the last log entry
     if checkpoint is not None:
         state, loader_state = load_checkpoint(accelerator, model, optimizer, checkpoint)
         loader.load_state_dict(loader_state)
@@ -228,17 +227,20 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
         accelerator.step = 0  # of gradient accumulation; checkpoints are written between steps
         step, history, seconds = state["step"], state["history"], state["seconds"]
         if accelerator.num_processes == state["processes"]:
-            loss_sum, summed = loss_sum + state["loss_sums"][accelerator.process_index], state["summed"]
+            own = state["sums"][accelerator.process_index]
+            sums = {name: torch.tensor(value, device=accelerator.device) for name, value in own.items()}
+            summed = state["summed"]
     started = time.perf_counter() - seconds
     _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
     if trackers and accelerator.is_main_process:
         accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
 
     def save():
-        loss_sums = gather_object([loss_sum.item()])  # a float32 survives JSON exactly
-        if not all(map(math.isfinite, loss_sums)):
+        # a float32 survives JSON exactly
+        told = gather_object([{name: value.tolist() for name, value in sums.items()}])
+        if not all(math.isfinite(each.get("loss", 0.0)) for each in told):
             raise _not_finite(step)
-        state = {"scheduler": scheduler.state_dict(), "history": history, "loss_sums": loss_sums, "summed": summed}
+        state = {"scheduler": scheduler.state_dict(), "history": history, "sums": told, "summed": summed}
         state["seconds"] = time.perf_counter() - started
         save_checkpoint(
             accelerator, model, optimizer, output_dir, step, state, loader.state_dict(), args.save_total_limit
@@ -277,7 +279,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
                         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
                     stepped.step()
                     stepped.zero_grad()
-            loss_sum, summed = loss_sum + output.loss.detach(), summed + 1
+            told = {"loss": output.loss} | (output.metrics or {})
+            sums, summed = {name: sums.get(name, 0) + value.detach() for name, value in told.items()}, summed + 1
         scheduler.step()
         step += 1
         core.after_step(step / max_steps)
@@ -285,11 +288,13 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
 
         stop = terminated.seen and accelerator.num_processes == 1  # several processes agree on it when they log
         if step % args.logging_steps == 0 or step == max_steps:
-            told = gather_object([(loss_sum.item(), loader.broken, terminated.seen)])
-            loss = sum(item[0] for item in told) / len(told) / summed
+            own = {name: value.tolist() for name, value in sums.items()}
+            told = gather_object([(own, loader.broken, terminated.seen)])
+            means = _means([item[0] for item in told], summed)
+            loss = means.pop("loss")
             if not math.isfinite(loss):
                 raise _not_finite(step)
-            loss_sum, summed = torch.zeros_like(loss_sum), 0
+            sums, summed = {}, 0
             _check_broken(sum(item[1] for item in told), loader.rows_seen, args)
             stop = any(item[2] for item in told)
             health = representation_health(output) if len(output.features) > 1 else {}
@@ -298,7 +303,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
                 "epoch": loader.epoch,
                 "loss": loss,
                 "learning_rate": scheduler.get_last_lr()[0],
-            } | health
+            }
+            entry |= means | health
             history.append(entry)
             speed = (step - timed_from) * total_batch / (time.perf_counter() - clock)
             clock, timed_from = time.perf_counter(), step
@@ -357,6 +363,18 @@ def _count_steps(args, data, total_batch):
             "The stream does not say how many rows it has: give --max_steps instead of --num_train_epochs."
         )
     return max(1, math.ceil(args.num_train_epochs * rows / total_batch))
+
+
+def _means(told, passes):
+    """{name: mean over processes and forward passes} of each process's sums; `name_1`, `name_2` ... of a vector's."""
+    means = {}
+    for name in told[0]:
+        mean = torch.tensor([sums[name] for sums in told], dtype=torch.float64).mean(0) / passes
+        if mean.ndim == 0:
+            means[name] = mean.item()
+        else:
+            means |= {f"{name}_{i}": value for i, value in enumerate(mean.tolist(), 1)}
+    return means
 
 
 def choose_kernels(model, accelerator):

@@ -8,10 +8,12 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
-from ._cpc_text_model import CPCTextModel, SentenceEncoderConfig
+from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .bert import BERTConfig, BERTForPreTraining
+from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
+from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
@@ -20,6 +22,7 @@ from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
     "bert": BERTForPreTraining,
+    "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
@@ -32,19 +35,25 @@ for _model in METHODS.values():
     AutoModel.register(_model.config_class, _model, exist_ok=True)
     AutoModelForPreTraining.register(_model.config_class, _model, exist_ok=True)
 
+AutoConfig.register(CPCAudioModelConfig.model_type, CPCAudioModelConfig, exist_ok=True)
+AutoModel.register(CPCAudioModelConfig, CPCAudioModel, exist_ok=True)
 AutoConfig.register(SSLResNetConfig.model_type, SSLResNetConfig, exist_ok=True)
 AutoModel.register(SSLResNetConfig, SSLResNetModel, exist_ok=True)
 AutoModelForImageClassification.register(SSLResNetConfig, SSLResNetForImageClassification, exist_ok=True)
 AutoBackbone.register(SSLResNetConfig, SSLResNetBackbone, exist_ok=True)
 AutoConfig.register(WordVectorsConfig.model_type, WordVectorsConfig, exist_ok=True)
 AutoModel.register(WordVectorsConfig, Word2VecModel, exist_ok=True)
-AutoConfig.register(SentenceEncoderConfig.model_type, SentenceEncoderConfig, exist_ok=True)
-AutoModel.register(SentenceEncoderConfig, CPCTextModel, exist_ok=True)
+AutoConfig.register(CPCTextModelConfig.model_type, CPCTextModelConfig, exist_ok=True)
+AutoModel.register(CPCTextModelConfig, CPCTextModel, exist_ok=True)
 
 __all__ = [
     "METHODS",
     "BERTConfig",
     "BERTForPreTraining",
+    "CPCAudioConfig",
+    "CPCAudioForPreTraining",
+    "CPCAudioModel",
+    "CPCAudioModelConfig",
     "CPCTextConfig",
     "CPCTextForPreTraining",
     "CPCTextModel",
@@ -56,7 +65,7 @@ __all__ = [
     "SSLResNetConfig",
     "SSLResNetForImageClassification",
     "SSLResNetModel",
-    "SentenceEncoderConfig",
+    "CPCTextModelConfig",
     "SimCLRConfig",
     "SimCLRForPreTraining",
     "Word2VecConfig",

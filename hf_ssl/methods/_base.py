@@ -24,7 +24,8 @@ class SSLOutput(ModelOutput):
 
     loss: scalar, the mean over the batch. logits: the pretext task's prediction. features: (N, D), the representation
     of the batch as training sees it. projections, projections_2: (N, P), what the loss compares of two views, for
-    contrastive methods. mask: (N, L), 1 where the input was hidden, for masked methods.
+    contrastive methods. mask: (N, L), 1 where the input was hidden, for masked methods. metrics: what else of the batch
+    the loop logs, averaged: scalars, or vectors, whose elements are numbered from 1.
     """
 
     loss: torch.Tensor | None = None
@@ -33,6 +34,7 @@ class SSLOutput(ModelOutput):
     projections: torch.Tensor | None = None
     projections_2: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    metrics: dict | None = None
 
 
 class SSLModel(PreTrainedModel):

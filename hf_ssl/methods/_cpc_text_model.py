@@ -1,7 +1,8 @@
-"""CPC's encoder of sentences: word vectors, one convolution, and the mean over the words.
+"""The sentence encoder of contrastive predictive coding: word vectors, one convolution, and its mean over the words.
 
-transformers has no such architecture. This file imports nothing of hf_ssl and is saved beside the weights, so that where
-hf_ssl is not installed, `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads both.
+van den Oord et al. 2018, https://arxiv.org/abs/1807.03748, section 3.3. transformers has no such architecture. This file
+imports nothing of hf_ssl and is saved beside the weights, so that where hf_ssl is not installed,
+`AutoModel.from_pretrained(folder, trust_remote_code=True)` loads both.
 """
 
 import torch
@@ -12,16 +13,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-_AUTO_MAP = {"AutoConfig": "SentenceEncoderConfig", "AutoModel": "CPCTextModel"}
+_AUTO_MAP = {"AutoConfig": "CPCTextModelConfig", "AutoModel": "CPCTextModel"}
 
 
 @strict
-class SentenceEncoderConfig(PreTrainedConfig):
-    """vocab_size: with row 0, which is for padding and unknown words. embedding_size: of a word's vector. hidden_size: D,
-    of a sentence's; the paper has 2400. kernel_size: words that the convolution sees at once, an odd number.
-    initializer_range: standard deviation of the word vectors at the start."""
+class CPCTextModelConfig(PreTrainedConfig):
+    """hidden_size: D, of a sentence's vector, the paper's. It does not tell the others: vocab_size, with row 0, which is for
+    padding and unknown words, and embedding_size, of a word's vector, are those of skip-thought vectors (Kiros et al. 2015,
+    https://arxiv.org/abs/1506.06726), which it compares itself with. kernel_size: words that the convolution sees at once, an
+    odd number. initializer_range: standard deviation of the word vectors at the start."""
 
-    model_type = "ssl_sentence_encoder"
+    model_type = "ssl_cpc_text_model"
     _auto_class = "AutoConfig"  # this file is saved beside the config
 
     vocab_size: int = 20_000
@@ -46,13 +48,13 @@ class SentenceEncoderConfig(PreTrainedConfig):
 
 class CPCTextModel(PreTrainedModel):
     """input_ids (N, L) to last_hidden_state (N, L, D), a vector a word that has seen its neighbours, and pooler_output
-    (N, D), their mean: the vector of the sentence, or of a text that is read as one.
+    (N, D), their mean: the vector of the sentence, or of a text of several, which is read as one.
 
     Unknown words and padding, id 0, are 0 to their neighbours and do not count; nor does what attention_mask, (N, L), hides.
     """
 
-    config: SentenceEncoderConfig
-    base_model_prefix = "sentence_encoder"
+    config: CPCTextModelConfig
+    base_model_prefix = "backbone"
     main_input_name = "input_ids"
     _input_embed_layer = "embeddings"
     input_modalities = ("text",)
@@ -60,20 +62,27 @@ class CPCTextModel(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=0)
-        # as a product over the words around each word, so that nothing is computed for padding
+        # of the words around each word, side by side: so nothing is computed for padding
         self.convolution = nn.Linear(config.kernel_size * config.embedding_size, config.hidden_size)
         self.post_init()
 
     def forward(self, input_ids, attention_mask=None, **kwargs):
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(attention_mask == 0, 0)
-        known, reach = input_ids.ne(0), self.config.kernel_size // 2
-        windows = F.pad(input_ids, (reach, reach)).unfold(1, self.config.kernel_size, 1)[known]  # (M, kernel)
-        words = self.convolution(self.embeddings(windows).flatten(1)).relu()  # (M, D), of the known words of all texts
-        counts = known.sum(1)
-        mean = torch.segment_reduce(words, "sum", lengths=counts) / counts.clamp(min=1)[:, None]
+        words, known = self.convolve(input_ids)
         hidden = words.new_zeros(*known.shape, words.shape[1]).masked_scatter(known[..., None], words)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=mean)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.mean(words, known))
+
+    def convolve(self, input_ids):
+        """(N, L) to the vectors of the known words of all texts, one after the other, (M, D), and which these are, (N, L)."""
+        known, reach = input_ids.ne(0), self.config.kernel_size // 2
+        around = F.pad(input_ids, (reach, reach)).unfold(1, self.config.kernel_size, 1)[known]  # (M, kernel_size)
+        return self.convolution(self.embeddings(around).flatten(1)).relu(), known
+
+    def mean(self, words, known):
+        """What `convolve` gives to (N, D); a text without known words has the vector 0."""
+        counts = known.sum(1)
+        return torch.segment_reduce(words.float(), "sum", lengths=counts) / counts.clamp(min=1)[:, None]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -85,4 +94,4 @@ class CPCTextModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-__all__ = ["CPCTextModel", "SentenceEncoderConfig"]
+__all__ = ["CPCTextModel", "CPCTextModelConfig"]

@@ -1,7 +1,5 @@
 import copy
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -37,6 +35,7 @@ class TestSkipGram(MethodTester):
 
     predictors = 4
     random_arguments = ("negatives",)
+    brings_its_code = True
 
     def model(self, seed=0):
         model = super().model(seed)
@@ -52,26 +51,6 @@ class TestSkipGram(MethodTester):
         table = loaded.words.embeddings.weight
         assert 0 < table[1:].abs().max() <= 0.5 / 8 and (table[0] == 0).all()
         assert (loaded.output_embeddings.weight == 0).all() and torch.equal(loaded.counts, model.counts)
-
-    def test_released_encoder_is_native(self, tmp_path):
-        """Without hf_ssl, by the code beside the weights: transformers has no such architecture."""
-        model = self.model().eval()
-        model.export_encoder().save_pretrained(tmp_path)
-        inputs = self.batch()["input_ids"]
-        torch.save({"inputs": inputs, "features": model.embed(inputs).detach()}, tmp_path / "expected.pt")
-        program = (
-            "import sys, torch\n"
-            "sys.modules['hf_ssl'] = None\n"
-            "from transformers import AutoModel\n"
-            f"expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
-            f"model, report = AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True, output_loading_info=True)\n"
-            "assert not any(report.values()), report\n"
-            "output = model(expected['inputs'])\n"
-            "assert output.last_hidden_state.shape == (16, 4, 8)\n"
-            "torch.testing.assert_close(output.pooler_output, expected['features'], rtol=0, atol=1e-6)\n"
-        )
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize(
         "change", [{"architecture": "skipgram"}, {"objective": "nce"}, {"window": 0}, {"subsampling": -1.0}]

@@ -28,6 +28,7 @@ class MethodTester:
     tolerance = 1e-6  # relative, of two processes against one
     released_heads = ()  # prefixes of what the release has besides the encoder, which AutoModel passes by
     released_features = "output.pooler_output.flatten(1)"  # what of the released encoder's output equals `embed`
+    brings_its_code = False  # the released architecture is not in transformers
 
     def batch(self, seed=0) -> dict:
         raise NotImplementedError
@@ -125,8 +126,9 @@ class MethodTester:
             "sys.modules['hf_ssl'] = None\n"
             "from transformers import AutoModel\n"
             f"expected = torch.load({str(tmp_path / 'expected.pt')!r})\n"
-            f"model, report = AutoModel.from_pretrained({str(tmp_path)!r}, output_loading_info=True)\n"
-            "assert type(model).__module__.startswith('transformers.models.'), type(model)\n"
+            f"arguments = dict(trust_remote_code={self.brings_its_code}, output_loading_info=True)\n"
+            f"model, report = AutoModel.from_pretrained({str(tmp_path)!r}, **arguments)\n"
+            f"assert {self.brings_its_code} or type(model).__module__.startswith('transformers.models.'), type(model)\n"
             f"report['unexpected_keys'] = {{k for k in report['unexpected_keys'] if not k.startswith({self.released_heads})}}\n"
             "assert not any(report.values()), report\n"
             "inputs = expected['inputs']\n"
