@@ -21,13 +21,15 @@ from .data import (
     ImageDecoder,
     TokenBatches,
     TwoViews,
+    WindowBatches,
     image_rows,
     load_split,
+    sentence_rows,
     text_rows,
     token_rows,
     train_wordpiece,
 )
-from .data.words import Corpus
+from .data.words import Corpus, word_tokenizer
 from .errors import InputError
 from .evaluation.processes import process_state
 from .transfer import local_checkpoint
@@ -151,35 +153,53 @@ def text_documents(args):
     return text_rows(documents, args.text_column)
 
 
+def _given_tokenizer(config, args):
+    """(the tokenizer that a resumed run began with, that `--tokenizer_name` names or the backbone brings, or None; its name).
+    Called by every process."""
+    kept = kept_tokenizer(args.output_dir, local_checkpoint(process_state(), args.resume_from_checkpoint))
+    name = kept or args.tokenizer_name or _begun_from(config)
+    if not name:
+        return None, name
+    try:
+        return AutoTokenizer.from_pretrained(name), name
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer_name '{name}' is not a folder or Hub id with a tokenizer.") from error
+
+
+def _begun_from(config):
+    """The release or encoder that `--backbone` named, which has its vocabulary; empty for presets."""
+    return config.name_or_path or config.backbone_config.name_or_path
+
+
+def _take_vocabulary(config, tokenizer, name):
+    """The model gets a row for each entry, unless it begins with rows of its own."""
+    native = config.backbone_config
+    if not _begun_from(config):
+        native.vocab_size, native.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    elif len(tokenizer) > native.vocab_size:
+        raise InputError(
+            f"tokenizer_name '{name}' has {len(tokenizer)} entries, the backbone only {native.vocab_size}."
+        )
+
+
 def text_tokenizer(config, args, documents, column):
     """The tokenizer that a resumed run began with, that `--tokenizer_name` names or the backbone brings, or one learnt
     from the documents. `config` takes over its vocabulary. Called by every process."""
     native = config.backbone_config
-    begun_from = config.name_or_path or native.name_or_path
-    kept = kept_tokenizer(args.output_dir, local_checkpoint(process_state(), args.resume_from_checkpoint))
-    if name := kept or args.tokenizer_name or begun_from:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise InputError(f"tokenizer_name '{name}' is not a folder or Hub id with a tokenizer.") from error
-    elif args.train_tokenizer:
+    tokenizer, name = _given_tokenizer(config, args)
+    if tokenizer is None and args.train_tokenizer:
         told = [None]
         if process_state().is_main_process:
             texts = lambda: (text or "" for block in documents.iter(1000) for text in block[column])  # noqa: E731
             told = [train_wordpiece(texts, args.vocab_size, args.max_seq_length)]
         [tokenizer] = broadcast_object_list(told)
-    else:
+    elif tokenizer is None:
         raise InputError("There is no vocabulary: name one by --tokenizer_name, or learn one by --train_tokenizer.")
 
     found = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("mask", "cls", "sep", "pad")}
     if None in found.values():
         raise InputError(f"tokenizer_name '{name}' is not of a masked language model: found {found}.")
-    if not begun_from:
-        native.vocab_size, native.pad_token_id = len(tokenizer), found["pad_token_id"]
-    elif len(tokenizer) > native.vocab_size:
-        raise InputError(
-            f"tokenizer_name '{name}' has {len(tokenizer)} entries, the backbone only {native.vocab_size}."
-        )
+    _take_vocabulary(config, tokenizer, name)
     if args.max_seq_length > native.max_position_embeddings:
         raise InputError(
             f"max_seq_length {args.max_seq_length} exceeds the backbone's {native.max_position_embeddings} positions: lower "
@@ -196,6 +216,32 @@ def text_data(config, args, documents, column, tokenizer):
     with state.main_process_first():  # which prepares the rows for all
         rows = token_rows(documents, column, tokenizer, args.max_seq_length, pairs, args.dupe_factor, args.seed)
     return rows, TokenBatches(tokenizer.pad_token_id, pairs, args.static_masking)
+
+
+def sentence_tokenizer(config, args):
+    """The word tokenizer that is given, as in `text_tokenizer`, or the most frequent words of the documents. `config` takes
+    over its vocabulary. Called by every process."""
+    tokenizer, name = _given_tokenizer(config, args)
+    if tokenizer is None:
+        words = word_corpus(args, min_count=1).words[: args.vocab_size - 1]
+        tokenizer = word_tokenizer(words, args.text_is_prepared)
+    elif tokenizer.pad_token_id != 0 or tokenizer.unk_token_id != 0 or tokenizer.num_special_tokens_to_add():
+        raise InputError(
+            f"tokenizer_name '{name}' is not one of words: expected that of a cpc_text or word2vec release."
+        )
+    _take_vocabulary(config, tokenizer, name)
+    return tokenizer
+
+
+def sentence_data(config, args, documents, column, tokenizer):
+    """(rows of windows of sentences, their decoder)."""
+    if args.window_sentences <= config.prediction_steps:
+        raise InputError(
+            f"window_sentences must exceed prediction_steps={config.prediction_steps}, found {args.window_sentences}."
+        )
+    with process_state().main_process_first():  # which prepares the rows for all
+        rows = sentence_rows(documents, column, tokenizer, args.window_sentences, args.max_sentence_words)
+    return rows, WindowBatches(args.window_sentences)
 
 
 def word_corpus(args, min_count):

@@ -4,6 +4,7 @@ from .images import ImageDecoder, decode_image, image_processor, image_rows
 from .loader import TrainLoader
 from .loading import DataError, load_split
 from .segments import TokenBatches, token_rows
+from .sentence_windows import WindowBatches, sentence_rows
 from .text import passages, sentences, text_rows
 from .views import TWO_VIEWS, RandomResizedCropAndFlip, TwoViews
 from .wordpiece import train_wordpiece
@@ -16,11 +17,13 @@ __all__ = [
     "TokenBatches",
     "TrainLoader",
     "TwoViews",
+    "WindowBatches",
     "decode_image",
     "image_processor",
     "image_rows",
     "load_split",
     "passages",
+    "sentence_rows",
     "sentences",
     "text_rows",
     "token_rows",

@@ -9,11 +9,11 @@ from transformers import (
 )
 
 from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
+from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .bert import BERTConfig, BERTForPreTraining
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
-from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
