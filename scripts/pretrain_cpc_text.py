@@ -21,8 +21,8 @@ PAPER = dict(
 )  # fmt: skip
 # chosen by retrieval on a tenth of the training documents
 MINUTES = PAPER | dict(
-    num_train_epochs=3, per_device_train_batch_size=32, learning_rate=2.4e-2, lr_scheduler_type="cosine", warmup_steps=0.05,
-    cpu_threads=1,
+    window_sentences=16, per_device_train_batch_size=16, num_train_epochs=3, learning_rate=4.8e-2, lr_scheduler_type="cosine",
+    warmup_steps=0.05, cpu_threads=1,
 )  # fmt: skip
 SMALL = dict(
     backbone_config=dict(model_type="ssl_cpc_text_model", embedding_size=128, hidden_size=256), context_size=256
