@@ -8,6 +8,8 @@ python scripts/benchmark.py moco --part step --size r50-32
 python scripts/benchmark.py moco --part quality # accuracies beside lightly's, about ten minutes a seed
 python scripts/benchmark.py simclr              # step and memory against lightly's
 python scripts/benchmark.py word2vec            # against gensim, from text to vectors; --size cbow, skip-gram-hs, cbow-hs
+python scripts/benchmark.py cpc_audio           # step against a plain module with a loop of 12 losses
+python scripts/benchmark.py cpc_audio --part table --flags --max_steps 500   # the paper's tables; flags of pretrain_cpc_audio.py
 python scripts/benchmark.py bert --size mini    # step and memory against transformers' BertForPreTraining
 
 Each round runs every variant once, one after the other, so that other programs on the machine slow all of them alike.
@@ -19,7 +21,7 @@ import importlib.util
 import os
 
 import torch
-from benchmarks import bert, loop, mae, moco, simclr, word2vec
+from benchmarks import bert, cpc_audio, loop, mae, moco, simclr, word2vec
 
 from hf_ssl.cli import set_up_logging
 from hf_ssl.errors import InputError, run_script
@@ -47,6 +49,7 @@ BENCHMARKS = {
     "moco": lambda args: contrastive(moco, args),
     "simclr": lambda args: contrastive(simclr, args),
     "bert": lambda args: bert.compare(args.size, args.rounds),
+    "cpc_audio": lambda args: cpc_audio.PARTS[args.part](args),
     "word2vec": words,
 }
 
@@ -60,6 +63,7 @@ def main():
         ("moco", moco),
         ("simclr", simclr),
         ("bert", bert),
+        ("cpc_audio", cpc_audio),
         ("word2vec", word2vec),
     ):
         own = names.add_parser(name, help=benchmark.__doc__.split("\n")[0])
@@ -72,6 +76,10 @@ def main():
             own.add_argument("--text", help="A file with a sentence in each line; none: the embedded documents.")
             own.add_argument("--epochs", type=int, default=1)
             own.add_argument("--quality", action="store_true", help="Also similarity and analogies of each round.")
+        elif benchmark is cpc_audio:
+            own.add_argument("--part", choices=benchmark.PARTS, default="step", help="Speed, or the paper's tables.")
+            own.add_argument("--output_dir", default="outputs/cpc_table", help="Of the runs of the part table.")
+            own.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="What follows goes to these runs.")
         elif benchmark not in (mae, bert):
             own.add_argument("--part", help=f"Some of {','.join(benchmark.PARTS)}; none: what is quick at this size.")
         if benchmark is moco:

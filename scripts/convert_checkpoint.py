@@ -4,6 +4,7 @@
     python scripts/convert_checkpoint.py mae mae_pretrain_vit_base_full.pth --output_dir mae-base-full  # with decoder
     python scripts/convert_checkpoint.py moco moco_v2_800ep_pretrain.pth.tar --output_dir moco-v2-r50
     python scripts/convert_checkpoint.py simclr resnet50-1x.pth --output_dir simclr-r50
+    python scripts/convert_checkpoint.py cpc_audio 60k_epoch4-d0f474de.pt --output_dir cpc-60k
     python scripts/convert_checkpoint.py word2vec GoogleNews-vectors-negative300.bin --output_dir google-news
 
 A further kind of checkpoint is a file in hf_ssl/conversion, with one function from the arguments to a Release and one
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import transformers
 
+from hf_ssl.conversion.cpc_audio import convert_cpc_audio
 from hf_ssl.conversion.mae import convert_mae, mae_flags
 from hf_ssl.conversion.moco import convert_moco, moco_flags
 from hf_ssl.conversion.release import write_release
@@ -23,6 +25,7 @@ from hf_ssl.conversion.word2vec import convert_word2vec
 from hf_ssl.errors import InputError, run_script
 
 CONVERTERS = {  # kind of checkpoint -> (arguments -> Release, its own flags)
+    "cpc_audio": (convert_cpc_audio, lambda parser: None),
     "mae": (convert_mae, mae_flags),
     "moco": (convert_moco, moco_flags),
     "simclr": (convert_simclr, lambda parser: None),

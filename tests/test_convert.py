@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetModel
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetModel
 
 import hf_ssl
 from hf_ssl.conversion.torchvision_resnet import resnet_config, resnet_name, resnet_parameters
@@ -559,3 +559,75 @@ def test_a_bad_temperature_is_one_line(tmp_path, convert):
     arguments = [tmp_path / "moco.pth", "--output_dir", tmp_path / "release", "--temperature", -1]
     code, printed, errors = convert(*arguments, kind="moco")
     assert code == 1 and errors.count("\n") == 1 and "temperature must be positive, found -1.0" in errors, errors
+
+
+# -- CPC for audio -------------------------------------------------------------------------------------------------
+
+
+class OriginalCPC(torch.nn.Module):
+    """cpc/model.py of CPC_audio: convolutions, the channels of a frame normalised by their unbiased variance, an LSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.gEncoder, self.gAR = torch.nn.Module(), torch.nn.Module()
+        for i, shape in enumerate([(1, 8, 10, 5, 3), (8, 8, 8, 4, 2), *[(8, 8, 4, 2, 1)] * 3]):
+            norm = torch.nn.Module()
+            norm.weight, norm.bias = (torch.nn.Parameter(torch.randn(1, 8, 1)) for _ in range(2))
+            self.gEncoder.add_module(f"conv{i}", torch.nn.Conv1d(*shape))
+            self.gEncoder.add_module(f"batchNorm{i}", norm)
+        self.gAR.baseNet = torch.nn.LSTM(8, 6, 2, batch_first=True)
+
+    def forward(self, x):
+        for i in range(5):
+            x, norm = getattr(self.gEncoder, f"conv{i}")(x), getattr(self.gEncoder, f"batchNorm{i}")
+            x = (x - x.mean(1, keepdim=True)) * torch.rsqrt(x.var(1, keepdim=True) + 1e-5)
+            x = (x * norm.weight + norm.bias).relu()
+        z = x.transpose(1, 2)
+        return z, self.gAR.baseNet(z)[0]
+
+
+@torch.no_grad()
+def test_cpc_audio_gives_the_originals_features_and_loss(tmp_path, convert):
+    """The authors' own classes were run on such weights too: contexts equal to 1e-6, losses to 1e-6."""
+    torch.manual_seed(0)
+    original = OriginalCPC()
+    heads = [torch.randn(8, 6) for _ in range(3)]
+    criterion = {f"wPrediction.predictors.{k}.weight": w for k, w in enumerate(heads)}
+    torch.save(
+        {"gEncoder": original.state_dict(), "cpcCriterion": criterion, "best": None}, tmp_path / "checkpoint_9.pt"
+    )
+    torch.save({"config": {"arMode": "LSTM"}, "weights": original.state_dict()}, tmp_path / "hub.pt")
+    wave = 0.1 * torch.randn(2, 4000)
+    z, c = original(wave[:, None])
+    for file, note in (("checkpoint_9.pt", ""), ("hub.pt", "no linear predictors")):
+        folder = tmp_path / file.removesuffix(".pt")
+        code, printed, errors = convert(tmp_path / file, "--output_dir", folder, kind="cpc_audio")
+        assert code == 0 and note in printed, errors
+        output = load(AutoModel, folder)(wave)
+        torch.testing.assert_close(output.last_hidden_state, c, rtol=0, atol=1e-5)
+        torch.testing.assert_close(output.extract_features, z, rtol=0, atol=1e-5)
+        assert not AutoFeatureExtractor.from_pretrained(folder).do_normalize
+    assert not (tmp_path / "hub" / "pretraining").exists()
+
+    negatives = torch.stack([25 + torch.arange(25), torch.arange(25)])  # all frames of the other
+    losses = []
+    for k, head in enumerate(heads, 1):
+        candidates = torch.cat([z[:, k : k + 22, None], z.flip(0)[:, None].expand(2, 22, 25, 8)], 2)
+        scores = ((c[:, :22] @ head.T)[:, :, None] * candidates).mean(3)  # (2, 22, 1 + 25)
+        losses.append((scores.logsumexp(2) - scores[..., 0]).mean())
+    model = load(AutoModelForPreTraining, tmp_path / "checkpoint_9", subfolder="pretraining")
+    torch.testing.assert_close(model(wave, negatives=negatives).loss, torch.stack(losses).mean(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "key, value, error",
+    [
+        ("gEncoder.batchNorm0.running_mean", torch.zeros(8), "another norm than over channels"),
+        ("gAR.baseNet.weight_hh_l0", torch.zeros(12, 6), "neither a GRU's nor an LSTM's"),
+        ("gEncoder.conv5.weight", torch.zeros(1), "unexpected keys gEncoder.conv5.weight"),
+    ],
+)
+def test_a_bad_cpc_file_is_one_line(tmp_path, convert, key, value, error):
+    torch.save({"weights": OriginalCPC().state_dict() | {key: value}}, tmp_path / "bad.pt")
+    code, _, errors = convert(tmp_path / "bad.pt", "--output_dir", tmp_path / "out", kind="cpc_audio")
+    assert code == 1 and error in errors and errors.count("\n") == 1

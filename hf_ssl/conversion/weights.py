@@ -13,16 +13,14 @@ from ..errors import InputError
 COUNTERS = ("num_batches_tracked", "queue_ptr")  # integers that stand among the weights
 
 
-def read_weights(path):
-    """The tensors of a file by name, without the `module.` of distributed training: from under its key `model` or
-    `state_dict` if it has one, and then what stands beside it is left out. Nothing but tensors is unpickled."""
+def read_content(path):
+    """What a file holds. Nothing but tensors, numbers and text is unpickled."""
     try:
         if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's, on files that it then refuses
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            return safetensors.torch.load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on files that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"The checkpoint {path} could not be opened: {error.strerror or error}.") from error
     except Exception as error:  # for damaged files torch raises whatever its parser runs into, KeyError too
@@ -34,12 +32,18 @@ def read_weights(path):
                 " convert that file."
             ) from error
         raise InputError(f"{path} is damaged or no checkpoint: expected a whole .pth or .safetensors file.") from error
+
+
+def read_weights(path, under=("model", "state_dict")):
+    """The tensors of a file by name, without the `module.` of distributed training: from the first key of `under` that it
+    has, if any, and then what stands beside it is left out."""
+    content = read_content(path)
     weights = content
     if isinstance(content, dict):
-        weights = next((content[key] for key in ("model", "state_dict") if key in content), content)
+        weights = next((content[key] for key in under if key in content), content)
     if not isinstance(weights, dict) or not weights:
         raise InputError(
-            f"{path} holds no weights: expected tensors by name, or such a dictionary under 'model' or 'state_dict'."
+            f"{path} holds no weights: expected tensors by name, or such a dictionary under {' or '.join(map(repr, under))}."
         )
     for key, value in weights.items():
         if not (

@@ -25,7 +25,7 @@ class CPCAudioConfig(SSLConfig):
 
     backbone_config: of a CPCAudioModel. prediction_steps: K, of 10 ms each. negatives: for each window, drawn afresh; all of its
     predictions share them. negative_policy: mixed, same_speaker, either also as `..._excluding_current`, or current (the
-    window itself only); same_speaker wants batches with several windows of a speaker (`--group_by_speaker`), and a window
+    window itself only); same_speaker wants batches with several windows of a speaker (`--windows_per_speaker`), and a window
     whose speaker has no other takes everybody's.
     """
 

@@ -1,0 +1,59 @@
+"""The tables of the CPC paper on any speech with phone labels: methods, steps predicted, and where negatives come from."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PRETRAIN = Path(__file__).parents[1] / "pretrain_cpc_audio.py"
+PROTOCOLS = "phones,linear_probe"
+METHODS = {  # row of the results -> as the paper calls it
+    "random_initialisation": "Random initialisation",
+    "mfcc": "MFCC features",
+    "pretrained": "CPC",
+    "supervised": "Supervised",
+}
+STEPS = {f"{k} steps": (f"prediction_steps={k}", "") for k in (2, 4, 8, 12, 16)}
+GROUPED = "--windows_per_speaker 8"
+POLICIES = {
+    "Mixed speaker": ("", ""),
+    "Same speaker": ("negative_policy=same_speaker", GROUPED),
+    "Mixed speaker (excl.)": ("negative_policy=mixed_excluding_current", ""),
+    "Same speaker (excl.)": ("negative_policy=same_speaker_excluding_current", GROUPED),
+    "Current sequence only": ("negative_policy=current", ""),
+}
+
+
+def run(folder, flags, overrides, more, protocols):
+    """The results of a run, which is made if it has not ended before."""
+    results = folder / "eval_results.json"
+    if not results.is_file():
+        command = [sys.executable, str(PRETRAIN), "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
+        command += ["--eval_protocols", protocols, "--config_overrides", overrides, *more.split(), *flags]
+        subprocess.run(command, check=True)
+    return json.loads(results.read_text())["results"]
+
+
+def compare(output_dir, flags):
+    """flags: of pretrain_cpc_audio.py, for all runs. Runs that have ended in `output_dir` are not made again."""
+    folder = Path(output_dir)
+    first = run(folder / "12_steps", flags, *STEPS["12 steps"], f"{PROTOCOLS},phones_hidden,supervised")
+    columns = {"Phones": "phones", "one hidden layer": "phones_hidden", "Speakers": "linear_probe"}
+    print_table("Method", columns, {METHODS[row]: first[row] for row in METHODS if row in first})
+    found = {"": first}
+    for title, variants in (("Steps predicted", STEPS), ("Negatives from", POLICIES)):
+        rows = {}
+        for name, (overrides, more) in variants.items():
+            key = overrides.removeprefix("prediction_steps=12")
+            if key not in found:
+                found[key] = run(folder / name.replace(" ", "_").lower(), flags, overrides, more, PROTOCOLS)
+            rows[name] = found[key]["pretrained"]
+        print_table(title, {"Phones": "phones", "Speakers": "linear_probe"}, rows)
+
+
+def print_table(title, columns, rows):
+    """rows: {name: {column's key: number}}."""
+    print(f"\n| {title} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name, numbers in rows.items():
+        cells = [f"{numbers[key]:.1f}" if key in numbers else "" for key in columns.values()]
+        print(f"| {name} | {' | '.join(cells)} |")

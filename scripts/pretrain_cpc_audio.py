@@ -1,0 +1,53 @@
+"""Pretrain by contrastive predictive coding on audio (van den Oord et al. 2018).
+
+accelerate launch scripts/pretrain_cpc_audio.py              # the embedded speech, a few minutes on a CPU
+accelerate launch scripts/pretrain_cpc_audio.py --dataset_name path/to/audio --output_dir runs/mine
+accelerate launch scripts/pretrain_cpc_audio.py --backbone paper --dataset_name openslr/librispeech_asr \\
+    --dataset_config_name clean --train_split train.100 --streaming --max_steps 300000
+"""
+
+from functools import partial
+
+from transformers import Wav2Vec2FeatureExtractor
+
+from hf_ssl import CPCAudioConfig, CPCAudioForPreTraining
+from hf_ssl.arguments import AudioArguments
+from hf_ssl.cli import audio_data, build_model, parse_arguments
+from hf_ssl.errors import run_script
+from hf_ssl.hub import finish_run, push_save
+from hf_ssl.training import train
+
+# section 3.1: Adam at 2e-4, 8 GPUs with 8 windows of 20,480 samples each, 300,000 steps
+PAPER = dict(
+    output_dir="outputs/cpc_audio", per_device_train_batch_size=8, num_train_epochs=300, learning_rate=8e-4,
+    lr_scheduler_type="constant", weight_decay=0.0, adam_beta2=0.999, eval_protocols="phones,linear_probe",
+)  # fmt: skip
+
+
+def cpc(channels, context):
+    return dict(backbone_config=dict(model_type="ssl_cpc_audio_model", conv_size=channels, hidden_size=context))
+
+
+# chosen by phones of held-out training files: narrower, a higher rate that falls, more windows a step
+MINUTES = PAPER | dict(
+    per_device_train_batch_size=16, num_train_epochs=50, learning_rate=1.6e-2, lr_scheduler_type="cosine",
+    warmup_steps=0.05, cpu_threads=1,
+)  # fmt: skip
+RECIPES = {
+    "narrow": (cpc(128, 128), MINUTES),
+    "medium": (cpc(256, 256), MINUTES),
+    "paper": (cpc(512, 256), PAPER),
+}
+
+
+def main():
+    config, args = parse_arguments(CPCAudioConfig, RECIPES, AudioArguments, __doc__)
+    windows, decoder = audio_data(config, args)
+    model = build_model(CPCAudioForPreTraining, config, args)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    run = train(model, windows, decoder, args, on_save=partial(push_save, extractor))
+    finish_run(run, extractor)
+
+
+if __name__ == "__main__":
+    run_script(main)
