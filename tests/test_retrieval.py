@@ -1,4 +1,4 @@
-"""Finding the next sentence among others: chance, an oracle, ties, and a slow loop."""
+"""Finding the next sentence among others: chance, an oracle, ties, and a slow loop; cross-validation of sentences."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from hf_ssl import CPCTextConfig, CPCTextForPreTraining
 from hf_ssl.data.words import Corpus, word_tokenizer
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import bag_of_words, load_text_encoder
+from hf_ssl.evaluation.logistic_regression import cross_validated_accuracy
 from hf_ssl.evaluation.next_sentence_retrieval import (
     bag_predictions,
     load_predictor,
@@ -76,6 +77,19 @@ def test_equals_a_slow_loop():
             right += float(guesses[n, t, k - 1] @ sentences[n, t + k]) > max(scores)
         expected.append(right / len(asked))
     assert retrieval_accuracy(sentences, guesses, present, seed=5, candidates=20) == pytest.approx(expected)
+
+
+def test_cross_validation_scores_rows_that_were_not_fitted():
+    """Two classes a distance of 2 apart: Bayes' accuracy is Phi(1) = 84.1%; labels at random stay at chance."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 2
+    features = torch.randn(600, 20, generator=generator)
+    features[:, 3] += 2.0 * labels
+    assert cross_validated_accuracy(features, labels) == pytest.approx(0.841, abs=0.03)
+    shuffled = labels[torch.randperm(600, generator=generator)]
+    assert cross_validated_accuracy(features, shuffled) == pytest.approx(0.5, abs=0.06)
+    with pytest.raises(InputError, match="at least 10 rows of each class, found 4 of one"):
+        cross_validated_accuracy(features[:104], torch.tensor([0] * 100 + [1] * 4))
 
 
 def test_bad_input_is_one_sentence(release):

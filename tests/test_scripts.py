@@ -284,7 +284,16 @@ def test_cpc_text_leaves_a_release_that_brings_its_code(documents, tmp_path):
     assert {"nats_1", "nats_2", "nats_3"} <= history[0].keys() and history[0]["nats_1"] == pytest.approx(0, abs=0.1)
     run_card(tmp_path / "one", "features.shape == (2, 256) and len(tokenizer) == model.config.vocab_size == 400")
 
-    again = ["--output_dir", tmp_path / "one", "--resume_from_checkpoint", "auto", "--max_steps", 4, "--vocab_size", 99]
+    again = [
+        "--output_dir",
+        tmp_path / "one",
+        "--resume_from_checkpoint",
+        "auto",
+        "--max_steps",
+        4,
+        "--vocab_size",
+        99,
+    ]
     code, _, err = run("pretrain_cpc_text.py", *common, *again, "--eval_protocols", "none")
     assert code == 0 and "going on from" in err, err
     more = ["--tokenizer_name", tmp_path / "one", "--output_dir", tmp_path / "two", "--eval_protocols", "none"]
