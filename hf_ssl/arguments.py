@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from .data.views import TWO_VIEWS
+from .data.windows import WINDOW
 from .errors import InputError
 from .training import RunArguments, TrainingArguments, check_known
 
@@ -43,6 +44,30 @@ class TwoViewArguments(ImageArguments):
         for name in ("blur_probability", "solarize_probability"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise InputError(f"{name} must lie in [0, 1], found {getattr(self, name)}.")
+
+
+@dataclass
+class AudioArguments(TrainingArguments):
+    audio_column: str | None = field(default=None, metadata={"help": "Column of audio; found by type or name."})
+    speaker_column: str | None = field(
+        default=None, metadata={"help": "Column of speakers, names or numbers; found by name, if there is one."}
+    )
+    window_samples: int = field(default=WINDOW, metadata={"help": "Samples of a window, at 16 kHz."})
+    windows_per_speaker: int = field(
+        default=0, metadata={"help": "Windows of one speaker that stand together in a batch; 0: as they come."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.window_samples < 1:
+            raise InputError(f"window_samples must be at least 1, found {self.window_samples}.")
+        if self.windows_per_speaker < 0:
+            raise InputError(f"windows_per_speaker must not be negative, found {self.windows_per_speaker}.")
+        if self.windows_per_speaker and self.per_device_train_batch_size % self.windows_per_speaker:
+            raise InputError(
+                f"per_device_train_batch_size {self.per_device_train_batch_size} must be a multiple of windows_per_speaker "
+                f"{self.windows_per_speaker}."
+            )
 
 
 @dataclass
@@ -98,6 +123,7 @@ class TokenArguments(TextArguments):
 
 
 __all__ = [
+    "AudioArguments",
     "ImageArguments",
     "SentenceArguments",
     "TextArguments",

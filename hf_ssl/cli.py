@@ -21,10 +21,14 @@ from .data import (
     ImageDecoder,
     TokenBatches,
     TwoViews,
+    WaveformBatches,
     WindowBatches,
+    audio_rows,
+    audio_windows,
     image_rows,
     load_split,
     sentence_rows,
+    speaker_column,
     text_rows,
     token_rows,
     train_wordpiece,
@@ -144,6 +148,20 @@ def image_data(args, channels, view):
     )
     rows, column = image_rows(rows, args.image_column)
     return rows.select_columns([column]), ImageDecoder(column, channels, view)
+
+
+def audio_data(config, args):
+    """(windows, their decoder) of the audio that `--dataset_name` names."""
+    name, config_name = args.dataset_name, args.dataset_config_name
+    files = load_split(name, args.train_split, sample="speech", config_name=config_name, streaming=args.streaming)
+    files, column = audio_rows(files, args.audio_column)
+    needed_by = "windows_per_speaker" if args.windows_per_speaker else None
+    if config.negative_policy.startswith("same_speaker"):
+        needed_by = f"negative_policy '{config.negative_policy}'"
+    speakers = speaker_column(files, args.speaker_column, needed_by)
+    with process_state().main_process_first():  # which reads the headers for all
+        windows = audio_windows(files, column, args.window_samples, speakers)
+    return windows, WaveformBatches(args.window_samples, args.windows_per_speaker)
 
 
 def text_documents(args):

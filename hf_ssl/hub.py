@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from .checkpoints import RUN_FILE, write_json
 from .errors import InputError
-from .evaluation import EVALUATIONS, NEED_NO_LABELS, Metric, results_table
+from .evaluation import EVALUATIONS, PAIRS, Metric, modality_of, results_table
 from .evaluation.pictures import save_loss
 from .evaluation.processes import process_state
 from .methods import METHODS
@@ -33,6 +33,8 @@ NOT_TRAINING = (  # arguments that have no part in what is learnt
 SAMPLES = {  # by what a model reads: the embedded data set's folder, and what it is
     "image": ("images", "the images that ship with hf_ssl (12,000 of Fashion-MNIST)"),
     "text": ("text", "the documents that ship with hf_ssl (1.4 million English words from twelve sources)"),
+    "audio": ("speech", "the recordings that ship with hf_ssl (4 minutes read by six synthetic speakers)"),
+    PAIRS: ("emoji", "the captioned emoji that ship with hf_ssl (2,543 drawings of 840 emoji)"),
 }
 
 
@@ -114,18 +116,17 @@ def evaluate_release(run):
     args = run.args
     if args.eval_protocols == "none":
         return
-    modality = run.model.input_modalities[0]
-    column = f"{modality}_column"
+    columns = [f"{modality}_column" for modality in run.model.input_modalities]
 
     def evaluate(protocols):
-        return EVALUATIONS[modality](
+        return EVALUATIONS[modality_of(run.model)](
             args.output_dir,
             args.dataset_name,
             args.dataset_config_name,
             protocols=protocols,
             train_split=args.train_split,
             test_split=args.test_split,
-            **{column: getattr(args, column)},
+            **{column: getattr(args, column) for column in columns},
             label_column=args.label_column,
             streaming=args.streaming,
             seed=args.seed,
@@ -133,18 +134,19 @@ def evaluate_release(run):
         )
 
     asked = args.eval_protocols.split(",")
-    unlabelled = [protocol for protocol in asked if protocol in NEED_NO_LABELS]
     try:
-        try:
-            results = evaluate(asked)
-        except InputError as error:
-            if unlabelled in ([], asked):
-                raise
-            logger.warning("Evaluated by %s alone: %s", ", ".join(unlabelled), error)
-            results = evaluate(unlabelled)
+        results, done = evaluate(asked), asked
     except InputError as error:  # data without labels, or without a test split, is what pretraining is for
-        logger.warning("The release is whole but was not evaluated: %s", error)
-        return
+        results, done = None, []
+        for protocol in asked if len(asked) > 1 else []:  # what one protocol lacks another may not need
+            try:
+                results, done = evaluate([protocol]), [*done, protocol]
+            except InputError:
+                continue
+        if not done:
+            logger.warning("The release is whole but was not evaluated: %s", error)
+            return
+        logger.warning("Evaluated by %s alone: %s", ", ".join(done), error)
     if run.is_main_process:
         write_card(args.output_dir)
         print(results_table(results))
@@ -158,7 +160,7 @@ def write_card(folder):
     results_file = folder / EVAL_RESULTS
     results = json.loads(results_file.read_text()) if results_file.is_file() else None
     method = run["config"]["model_type"].removeprefix("ssl_")
-    modality = METHODS[method].input_modalities[0]
+    modality = modality_of(METHODS[method])
     arguments, facts = run["arguments"], run.get("facts", {})  # none of a run that has not saved yet
     stated = facts.get("data", {"title": None, "license": []})
     name = folder.resolve().name
@@ -234,7 +236,7 @@ def _eval_results(results, modality):
     for column, value in results["results"].get("pretrained", {}).items():
         metric = Metric(**results["metrics"][column])
         entry = EvalResult(
-            task_type=metric.task or f"{modality}-classification",
+            task_type=metric.task or f"{modality.split()[0]}-classification",  # of what reads texts too, its images
             dataset_type=metric.dataset or dataset,
             dataset_name=metric.dataset or dataset,
             dataset_config=results["dataset"]["config"],

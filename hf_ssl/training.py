@@ -324,9 +324,15 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     progress.close()
     terminated.restore()
     batches.close()  # an abandoned stream may abort the interpreter at exit
-    broken = sum(gather_object([loader.broken]))
-    if broken and accelerator.is_main_process:
-        logger.warning("%d broken rows were skipped among %d.", broken, loader.rows_seen + broken)
+    told = gather_object([({"broken": loader.broken, "unfit": loader.unfit}, loader.reasons)])
+    for kind in ("broken", "unfit"):
+        number = sum(counts[kind] for counts, _ in told)
+        if number and accelerator.is_main_process:
+            reasons = [
+                reasons[kind] for _, reasons in told if kind in reasons
+            ]  # none for what a checkpoint has counted
+            because = f", the last because: {reasons[0]}" if reasons else ""
+            logger.warning("%d %s rows were skipped among %d%s.", number, kind, loader.rows_seen + number, because)
     core = whole_model()
     for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next
         tracker.finish()

@@ -4,6 +4,7 @@
     python scripts/convert_checkpoint.py mae mae_pretrain_vit_base_full.pth --output_dir mae-base-full  # with decoder
     python scripts/convert_checkpoint.py moco moco_v2_800ep_pretrain.pth.tar --output_dir moco-v2-r50
     python scripts/convert_checkpoint.py simclr resnet50-1x.pth --output_dir simclr-r50
+    python scripts/convert_checkpoint.py clip ViT-B-32.pt --tokenizer_name openai/clip-vit-base-patch32 --output_dir clip-b32
     python scripts/convert_checkpoint.py cpc_audio 60k_epoch4-d0f474de.pt --output_dir cpc-60k
     python scripts/convert_checkpoint.py word2vec GoogleNews-vectors-negative300.bin --output_dir google-news
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import transformers
 
+from hf_ssl.conversion.clip import clip_flags, convert_clip
 from hf_ssl.conversion.cpc_audio import convert_cpc_audio
 from hf_ssl.conversion.mae import convert_mae, mae_flags
 from hf_ssl.conversion.moco import convert_moco, moco_flags
@@ -25,6 +27,7 @@ from hf_ssl.conversion.word2vec import convert_word2vec
 from hf_ssl.errors import InputError, run_script
 
 CONVERTERS = {  # kind of checkpoint -> (arguments -> Release, its own flags)
+    "clip": (convert_clip, clip_flags),
     "cpc_audio": (convert_cpc_audio, lambda parser: None),
     "mae": (convert_mae, mae_flags),
     "moco": (convert_moco, moco_flags),
@@ -39,7 +42,9 @@ def main():
     for name, (convert, add_flags) in CONVERTERS.items():
         kind = kinds.add_parser(name, help=convert.__doc__.split("\n")[0], description=convert.__doc__)
         kind.add_argument(
-            "file", type=Path, help="the checkpoint: .pth, .pth.tar or .safetensors; word vectors: .bin or .txt"
+            "file",
+            type=Path,
+            help="the checkpoint: .pt, .pth, .pth.tar, .bin or .safetensors; word vectors: .bin or .txt",
         )
         kind.add_argument("--output_dir", type=Path, required=True, help="a folder that is empty or does not exist")
         add_flags(kind)

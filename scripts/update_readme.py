@@ -80,7 +80,10 @@ def _proof(results, metrics):
     for name, metric in known.items():
         if metric.unit:  # no counts or probabilities
             numbers = f"{before[name]:.{metric.digits}f} → {after[name]:.{metric.digits}f}"
-            changes.append(f"{name.replace('_', ' ')} {numbers}" + (f" {metric.unit}" if metric.unit != "%" else ""))
+            changes.append(
+                f"{metric.title or name.replace('_', ' ')} {numbers}"
+                + (f" {metric.unit}" if metric.unit != "%" else "")
+            )
     return ", ".join(changes)
 
 

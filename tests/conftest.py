@@ -1,5 +1,6 @@
 """Settings for all tests: no network but a Hub of our own, one thread (the tests run several processes on two cores)."""
 
+import importlib.util
 import os
 import socket
 import sys
@@ -85,3 +86,26 @@ def documents(tmp_path_factory):
     ):
         short.select(range(start, stop)).to_parquet(folder / f"{name}.parquet", batch_size=4)
     return folder
+
+
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    """convert_checkpoint.py within this process: (exit code, what it printed, its errors)."""
+    from hf_ssl.errors import run_script  # not before the settings above
+
+    path = ROOT / "scripts/convert_checkpoint.py"
+    specification = importlib.util.spec_from_file_location("convert_checkpoint", path)
+    script = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "convert_checkpoint", script)
+    specification.loader.exec_module(script)
+
+    def run(*arguments, kind="mae"):
+        monkeypatch.setattr(sys, "argv", [str(path), kind, *map(str, arguments)])
+        try:
+            run_script(script.main)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run

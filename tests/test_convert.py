@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import importlib.util
 import math
 import os
 import subprocess
@@ -17,7 +16,6 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, Au
 
 import hf_ssl
 from hf_ssl.conversion.torchvision_resnet import resnet_config, resnet_name, resnet_parameters
-from hf_ssl.errors import run_script
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"
@@ -145,26 +143,6 @@ def start(*arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(SCRIPT), "mae", *map(str, arguments)]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-@pytest.fixture
-def convert(monkeypatch, capsys):
-    """The script within this process: (exit code, what it printed, its errors)."""
-    specification = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "convert_checkpoint", script)
-    specification.loader.exec_module(script)
-
-    def run(*arguments, kind="mae"):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), kind, *map(str, arguments)])
-        try:
-            run_script(script.main)
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from transformers import (
     T5Config,
     T5Model,
     TokenizersBackend,
-    Wav2Vec2Config,
+    WhisperConfig,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -348,11 +348,11 @@ def test_evaluate_py_takes_texts(bert, tmp_path):
     assert code == 0 and out.startswith("| | knn | linear probe |"), err
     results = json.loads((tmp_path / "out/eval_results.json").read_text())
     assert results["dataset"]["text_columns"] == ["sentence1", "sentence2"] and results["dataset"]["broken_texts"] == 2
-    Wav2Vec2Config().save_pretrained(tmp_path / "wav")
+    WhisperConfig().save_pretrained(tmp_path / "whisper")
     for arguments, message in (
         (common, "label_column 'label' holds -1, as where labels are kept secret: evaluate on another part"),
         ([*common, "--image_column", "photo"], "The argument --image_column is not for an encoder of texts"),
-        ([tmp_path / "wav"], "reads audio: expected an encoder of one of image, text"),
+        ([tmp_path / "whisper"], "reads input_features: expected an encoder of one of image, text, audio"),
     ):
         code, _, err = run("evaluate.py", *arguments)
         assert code == 1 and err.strip().splitlines()[-1].startswith("error: ") and message in err, err

@@ -9,15 +9,25 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import InputError
+from .torchscript import is_torchscript, read_torchscript
 
-COUNTERS = ("num_batches_tracked", "queue_ptr")  # integers that stand among the weights
+COUNTERS = (  # integers that stand among the weights
+    "num_batches_tracked",
+    "queue_ptr",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)
 
 
 def read_content(path):
-    """What a file holds. Nothing but tensors, numbers and text is unpickled."""
+    """What a file holds; of a TorchScript archive the tensors of its modules. Nothing but tensors, numbers and text is
+    unpickled."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        if is_torchscript(path):
+            return read_torchscript(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, on files that it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)

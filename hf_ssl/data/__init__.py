@@ -1,5 +1,6 @@
 """Data sets, their rows as batches that resume exactly, and the views that are made of them."""
 
+from .audio import audio_length, audio_rows, decode_audio, open_audio
 from .images import ImageDecoder, decode_image, image_processor, image_rows
 from .loader import TrainLoader
 from .loading import DataError, load_split
@@ -7,24 +8,33 @@ from .segments import TokenBatches, token_rows
 from .sentence_windows import WindowBatches, sentence_rows
 from .text import passages, sentences, text_rows
 from .views import TWO_VIEWS, RandomResizedCropAndFlip, TwoViews
+from .windows import AudioWindows, WaveformBatches, audio_windows, speaker_column
 from .wordpiece import train_wordpiece
 
 __all__ = [
     "TWO_VIEWS",
+    "AudioWindows",
     "DataError",
     "ImageDecoder",
     "RandomResizedCropAndFlip",
     "TokenBatches",
     "TrainLoader",
     "TwoViews",
+    "WaveformBatches",
     "WindowBatches",
+    "audio_length",
+    "audio_rows",
+    "audio_windows",
+    "decode_audio",
     "decode_image",
     "image_processor",
     "image_rows",
     "load_split",
+    "open_audio",
     "passages",
     "sentence_rows",
     "sentences",
+    "speaker_column",
     "text_rows",
     "token_rows",
     "train_wordpiece",

@@ -1,42 +1,76 @@
 """Audio columns: files of any format, rate and number of channels that libsndfile reads, as mono waveforms."""
 
-import io
 import math
+from functools import lru_cache
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import soundfile
 import torch
-from scipy.signal import resample_poly
+from datasets.utils.file_utils import xopen
+from scipy.signal import firwin, resample_poly
+
+from .loading import DataError, find_column, raw_column
 
 SAMPLING_RATE = 16_000
-AUDIO_COLUMNS = ("audio", "file", "path", "flac", "wav", "mp3", "ogg")
+AUDIO_COLUMNS = ("audio", "file", "path", "flac", "wav", "mp3", "ogg", "opus")
+SPEAKER_COLUMNS = ("speaker", "speaker_id", "speakers", "client_id")
+LOBES = 10  # of the low-pass filter on each side, as `resample_poly` has them
+MP3_START = 4608  # frames that its decoder takes to come to itself: four of its blocks
+LONGEST = 2**40  # samples; a header that promises more does not know
+
+
+def audio_rows(data, audio_column=None):
+    """(data with the audio column undecoded, that column's name)."""
+    column = find_column(data, audio_column, "audio", AUDIO_COLUMNS, (datasets.Audio,))
+    kind = (data.features or {}).get(column)
+    known = ("binary", "large_binary", "string", "large_string", "dict")
+    if kind is not None and not isinstance(kind, dict) and getattr(kind, "dtype", None) not in known:
+        found = getattr(kind, "dtype", type(kind).__name__)
+        raise DataError(f"audio_column '{column}' holds {found} values: expected audio, bytes or paths.")
+    return raw_column(data, column, datasets.Audio), column
 
 
 def decode_audio(value, sampling_rate=SAMPLING_RATE, start=0.0, seconds=None):
     """A waveform (T,) float32 at `sampling_rate`, channels averaged, at the file's amplitude.
 
     value: a path, bytes, {"bytes", "path"} as `datasets.Audio(decode=False)` gives them, or {"array", "sampling_rate"}.
-    start, seconds: the part that is wanted; no more is decoded. Raises ValueError if it cannot be read, is empty, or
-    holds values that are not finite.
+    start, seconds: the part that is wanted, sample for sample what the whole file would have there; no more is decoded than
+    it and the reach of the low-pass filter. Raises ValueError if it cannot be read, is empty, or holds values that are
+    not finite.
     """
+    first = round(start * sampling_rate)
+    count = None if seconds is None else round(seconds * sampling_rate)
     if isinstance(value, dict) and value.get("array") is not None:
         rate, samples = value["sampling_rate"], np.atleast_2d(np.asarray(value["array"], np.float32).T).T  # (T, C)
-        first = round(start * rate)
-        samples = samples[first : None if seconds is None else first + math.ceil(seconds * rate)]
+        begin, end, skip = _frames(rate, sampling_rate, first, count)
+        samples = samples[begin:end]
     else:
         with open_audio(value) as file:
             rate = file.samplerate
-            file.seek(min(round(start * rate), file.frames))
-            samples = file.read(-1 if seconds is None else math.ceil(seconds * rate), "float32", always_2d=True)
-    if len(samples) == 0:
-        raise ValueError("the audio is empty")
+            begin, end, skip = _frames(rate, sampling_rate, first, count)
+            samples = _read(file, begin, end)
     if not np.isfinite(samples).all():
         raise ValueError("the audio holds values that are not finite")
-    waveform = samples.mean(1)
-    if rate != sampling_rate:
-        common = math.gcd(rate, sampling_rate)
-        waveform = resample_poly(waveform, sampling_rate // common, rate // common)
+    waveform = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1)
+    if rate != sampling_rate and len(waveform):
+        up, down = _ratio(rate, sampling_rate)
+        waveform = resample_poly(waveform, up, down, window=_low_pass(up, down))
+    waveform = waveform[skip : None if count is None else skip + count]
+    if len(waveform) == 0:
+        raise ValueError("the audio is empty" if first == 0 else f"the audio ends before {start:.2f} s")
     return torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
+
+
+def audio_length(value, sampling_rate=SAMPLING_RATE):
+    """The samples that the header promises at `sampling_rate`. Raises ValueError if it cannot be read or does not say."""
+    if isinstance(value, dict) and value.get("array") is not None:
+        return len(value["array"]) * sampling_rate // value["sampling_rate"]
+    with open_audio(value) as file:
+        if file.frames > LONGEST:
+            raise ValueError("the audio does not say how long it is")
+        return file.frames * sampling_rate // file.samplerate
 
 
 def open_audio(value):
@@ -46,9 +80,59 @@ def open_audio(value):
     if not value:
         raise ValueError("the audio is empty")
     try:
-        return soundfile.SoundFile(io.BytesIO(value) if isinstance(value, bytes) else value)
-    except (soundfile.LibsndfileError, TypeError, OSError) as error:
-        raise ValueError(f"the audio cannot be read: {error}") from error
+        if isinstance(value, bytes | pa.Buffer):
+            value = pa.BufferReader(value)  # without a copy
+        elif "://" in str(value):  # on the Hub or inside an archive
+            value = xopen(str(value), "rb")
+        return soundfile.SoundFile(value)
+    except (soundfile.SoundFileError, TypeError, OSError) as error:
+        raise _unreadable(error) from error
 
 
-__all__ = ["AUDIO_COLUMNS", "SAMPLING_RATE", "decode_audio", "open_audio"]
+def _read(file, begin, end):
+    """Frames begin .. end, or as far as they go, (T, C) float32."""
+    try:
+        early = min(begin, MP3_START if file.format == "MP3" else 0)
+        file.seek(min(begin - early, file.frames))
+        return file.read(-1 if end is None else end - begin + early, "float32", always_2d=True)[early:]
+    except (soundfile.SoundFileError, OSError) as error:  # for instance, a FLAC file that was cut off
+        raise _unreadable(error) from error
+
+
+def _unreadable(error):
+    return ValueError(f"the audio cannot be read: {getattr(error, 'error_string', error)}")
+
+
+def _ratio(rate, sampling_rate):
+    common = math.gcd(rate, sampling_rate)
+    return sampling_rate // common, rate // common
+
+
+def _frames(rate, sampling_rate, first, count):
+    """What to read for `count` samples from `first` on: (begin, end, how many resampled ones to skip).
+
+    `begin` is where a sample coincides with a frame, which comes every `down` frames, so that parts equal the whole.
+    """
+    up, down = _ratio(rate, sampling_rate)
+    margin = 0 if up == down else -(-LOBES // min(up, down))  # the filter's reach, in units of `down` frames
+    block = max(first // up - margin, 0)
+    end = None if count is None else -(-(first + count) * down // up) + margin * down
+    return block * down, end, first - block * up
+
+
+@lru_cache(maxsize=16)
+def _low_pass(up, down):
+    """The filter that `resample_poly` would compute at each call."""
+    widest = max(up, down)
+    return firwin(2 * LOBES * widest + 1, 1 / widest, window=("kaiser", 5.0)).astype(np.float32)
+
+
+__all__ = [
+    "AUDIO_COLUMNS",
+    "SAMPLING_RATE",
+    "SPEAKER_COLUMNS",
+    "audio_length",
+    "audio_rows",
+    "decode_audio",
+    "open_audio",
+]

@@ -11,6 +11,10 @@ Two orders, both functions of the seed alone, both saved as a few integers:
   from its start, where the file format cannot seek), and no row is stored.
 
 A row that cannot be decoded is replaced by another and counted, never fatal by itself.
+
+Rows may be grouped, by speaker for instance: both orders then go in runs of rows of one group (`_in_runs`). Their size does
+not depend on the processes, so neither do the batches of all processes together; a process's batch is of one group
+if it is as large as a run. What is left over of the groups of an epoch, or of a stream's block, makes runs of several.
 """
 
 import signal
@@ -20,6 +24,7 @@ from itertools import islice
 from typing import Protocol
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
@@ -29,8 +34,16 @@ from .loading import DataError
 ATTEMPTS = 10  # rows tried in a row before the data is taken to be undecodable as a whole
 
 
+class Unfit(ValueError):
+    """Raised by a decoder for a row that is whole, but of no use: replaced and counted, not held against the data."""
+
+
 class RowDecoder(Protocol):
-    """What a modality brings: `decode` one row, `collate` decoded rows and their seeds to a dict of tensors."""
+    """What a modality brings: `decode` one row, `collate` decoded rows and their seeds to a dict of tensors.
+
+    A row also has its `sample_seed`, which is another in each epoch. group_by, where there is one: (column, size), for runs of
+    `size` rows with one value in that column.
+    """
 
     def decode(self, row: dict): ...
 
@@ -38,12 +51,28 @@ class RowDecoder(Protocol):
 
 
 @dataclass
+class Skipped:
+    """How many rows no batch could be made of, and why the last of each kind was none."""
+
+    broken: int = 0
+    unfit: int = 0
+    reasons: dict = field(default_factory=dict)
+
+    def add(self, error):
+        """The reason that `error` states."""
+        kind = "unfit" if isinstance(error, Unfit) else "broken"
+        setattr(self, kind, getattr(self, kind) + 1)
+        self.reasons[kind] = str(error).strip().rstrip(".")
+        return self.reasons[kind]
+
+
+@dataclass
 class Batch:
-    """tensors: the input of the view. broken: rows skipped on the way. epoch: of one of its rows. position: what to go on
-    from after it (streams only). error: set instead of tensors when the data cannot be used at all."""
+    """tensors: the input of the view. skipped: on the way. epoch: of one of its rows. position: what to go on from after it
+    (streams only). error: set instead of tensors when the data cannot be used at all."""
 
     tensors: dict = field(default_factory=dict)
-    broken: int = 0
+    skipped: Skipped = field(default_factory=Skipped)
     epoch: int = 0
     worker: int = 0
     position: dict | None = None
@@ -67,11 +96,18 @@ class TrainLoader:
     ):
         self.streaming = isinstance(data, datasets.IterableDataset)
         self.data, self.decoder, self.batch_size, self.seed = data, decoder, batch_size, seed
-        self.num_workers, self.buffer_size = num_workers, buffer_size
+        self.group_column, self.run_length = getattr(decoder, "group_by", None) or (None, 1)
+        if not self.streaming and len(data) < self.run_length:
+            raise DataError(
+                f"The data have {len(data)} rows, fewer than the {self.run_length} of one '{self.group_column}' in a run."
+            )
+        self.num_workers = num_workers
+        self.buffer_size = -(-max(buffer_size, 1) // self.run_length) * self.run_length  # whole runs
         self.process, self.processes = process, processes
         self.rows_seen = 0  # by all processes together
         self.epoch = 0
-        self.broken = 0
+        self.broken = self.unfit = 0
+        self.reasons = {}  # why the last of each kind was skipped
         self.workers = max(num_workers, 1)
         self.next_worker = 0
         self.positions: list[dict | None] = [None] * self.workers
@@ -84,7 +120,7 @@ class TrainLoader:
                 stream, None, num_workers=self.num_workers, pin_memory=pin, worker_init_fn=_outlive_sigterm
             )
         else:
-            rows = _MapBatches(self.data, self.decoder, self.seed)
+            rows = _MapBatches(self)
             sampler = _positions(self.rows_seen, self.batch_size, self.process, self.processes)
             # one "sample" of the DataLoader is a whole batch, so that a worker sees its rows together
             loader = DataLoader(
@@ -95,7 +131,8 @@ class TrainLoader:
             if batch.error:
                 raise DataError(batch.error)
             self.rows_seen += self.batch_size * self.processes
-            self.broken += batch.broken
+            self.broken, self.unfit = self.broken + batch.skipped.broken, self.unfit + batch.skipped.unfit
+            self.reasons |= batch.skipped.reasons
             self.epoch = batch.epoch
             if self.streaming:
                 self.positions[batch.worker] = batch.position
@@ -103,7 +140,7 @@ class TrainLoader:
             yield batch.tensors
 
     def state_dict(self):
-        state = {"streaming": self.streaming, "rows_seen": self.rows_seen, "broken": self.broken}
+        state = {"streaming": self.streaming, "rows_seen": self.rows_seen, "broken": self.broken, "unfit": self.unfit}
         if not self.streaming:
             state["rows"] = len(self.data)
         else:
@@ -121,7 +158,7 @@ class TrainLoader:
             raise DataError(
                 f"The data has {len(self.data)} rows, but had {state['rows']} when the checkpoint was written."
             )
-        self.rows_seen, self.broken = state["rows_seen"], state["broken"]
+        self.rows_seen, self.broken, self.unfit = state["rows_seen"], state["broken"], state.get("unfit", 0)
         if self.streaming:
             for name in ("processes", "workers", "buffer_size"):
                 if state[name] != getattr(self, name):
@@ -162,37 +199,74 @@ def _permutation(length, seed, epoch):
     return torch.randperm(length, generator=generator)
 
 
+def _in_runs(order, groups, size):
+    """A permutation so that rows of one group stand together, `size` at a time, the runs in random order.
+
+    order: a random permutation of n rows. groups: the group of each row. What is left over of the groups is put together, those
+    of one group side by side, and fewer than `size` of it left out. Each group keeps its rows in the order they had.
+    """
+    _, groups, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.asarray(order)
+    rows = order[np.argsort(groups[order], kind="stable")]  # group by group
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)  # of a row in its group
+    left_over = place >= np.repeat(counts // size * size, counts)
+    rows = np.concatenate([rows[~left_over], rows[left_over]])
+    runs = rows[: len(rows) // size * size].reshape(-1, size)
+    return torch.from_numpy(runs[order[order < len(runs)]].reshape(-1))
+
+
 class _MapBatches(Dataset):
     """Batch number -> the rows at these positions of the endless order."""
 
-    def __init__(self, data, decoder, seed):
-        self.data, self.decoder, self.seed = data, decoder, seed
+    def __init__(self, loader: TrainLoader):
+        self.data, self.decoder, self.seed, self.run_length = (
+            loader.data,
+            loader.decoder,
+            loader.seed,
+            loader.run_length,
+        )
+        self.groups = None if loader.group_column is None else np.asarray(loader.data[loader.group_column][:])
+        self.length = len(loader.data) // loader.run_length * loader.run_length  # of an epoch
+        self.orders = {}
 
     def __getitem__(self, positions):
-        length = len(self.data)
-        keys = [(p // length, int(_permutation(length, self.seed, p // length)[p % length])) for p in positions]
-        items, seeds, broken = [], [], 0
+        keys = [(epoch, int(self._order(epoch)[i])) for epoch, i in (divmod(p, self.length) for p in positions)]
+        items, seeds, skipped = [], [], Skipped()
         columns = self.data[[row for _, row in keys]]
         for i, (epoch, row) in enumerate(keys):
             value = {name: column[i] for name, column in columns.items()}
             for attempt in range(ATTEMPTS + 1):
+                seed = seed_from(self.seed, epoch, row)
                 try:
-                    items.append(self.decoder.decode(value))
+                    items.append(self.decoder.decode(value | {"sample_seed": seed}))
                     break
-                except (
-                    Exception
-                ) as error:  # whatever a decoder makes of a broken row; bounded by ATTEMPTS and max_broken_fraction
-                    broken, reason = broken + 1, str(error).strip().rstrip(".")
-                row = (
-                    seed_from(self.seed, epoch, row, attempt) % length
-                )  # a stand-in, the same at every try of this run
+                except Exception as error:  # bounded by ATTEMPTS and max_broken_fraction
+                    reason = skipped.add(error)
+                row = self._stand_in(epoch, row, attempt)
                 value = self.data[row]
             else:
-                return Batch(
-                    error=f"{ATTEMPTS + 1} rows of the data in a row could not be decoded, the last because: {reason}."
-                )
-            seeds.append(seed_from(self.seed, epoch, row))
-        return Batch(self.decoder.collate(items, torch.tensor(seeds)), broken, epoch=keys[0][0])
+                told = f"{ATTEMPTS + 1} rows of the data in a row could not be decoded"
+                return Batch(error=f"{told}, the last because: {reason}.")
+            seeds.append(seed)
+        tensors = self.decoder.collate(items, torch.tensor(seeds))
+        return Batch(tensors, skipped, keys[0][0])
+
+    def _order(self, epoch):
+        order = _permutation(len(self.data), self.seed, epoch)
+        if self.groups is None:
+            return order
+        if epoch not in self.orders:
+            self.orders = {e: known for e, known in self.orders.items() if e == epoch - 1}  # a batch may lie in both
+            self.orders[epoch] = _in_runs(order, self.groups, self.run_length)
+        return self.orders[epoch]
+
+    def _stand_in(self, epoch, row, attempt):
+        """Another row, the same at every try of this run; of the same group, unless half of the attempts were in vain."""
+        draw = seed_from(self.seed, epoch, row, attempt)
+        if self.groups is None or attempt >= ATTEMPTS // 2:
+            return draw % len(self.data)
+        group = np.flatnonzero(self.groups == self.groups[row])
+        return int(group[draw % len(group)])
 
 
 class _StreamBatches(IterableDataset):
@@ -200,7 +274,8 @@ class _StreamBatches(IterableDataset):
 
     def __init__(self, loader: TrainLoader):
         self.decoder, self.batch_size, self.seed = loader.decoder, loader.batch_size, loader.seed
-        self.buffer_size, self.positions = max(loader.buffer_size, 1), loader.positions
+        self.buffer_size, self.positions = loader.buffer_size, loader.positions
+        self.group_column, self.run_length = loader.group_column, loader.run_length
         self.data, self.workers, self.next_worker = loader.data, loader.workers, loader.next_worker
         self.process, self.processes = loader.process, loader.processes
 
@@ -209,11 +284,14 @@ class _StreamBatches(IterableDataset):
         # the DataLoader asks its workers in turn, from 0: worker 0 goes on for the one whose turn it was
         worker = ((info.id if info else 0) + self.next_worker) % self.workers
         stream = _Stream(
-            self.data, self.seed, self.process * self.workers + worker, self.processes * self.workers, self.buffer_size
-        )
+            self.data, self.seed, self.process * self.workers + worker, self.processes * self.workers,
+            self.buffer_size, self.group_column, self.run_length,
+        )  # fmt: skip
         rows = stream.rows(self.positions[worker])
         while True:
-            items, seeds, broken, in_a_row = [], [], 0, 0
+            items, seeds, skipped, in_a_row = [], [], Skipped(), 0
+            while stream.position()["emitted"] % self.run_length:  # of a run that stood in for broken rows
+                next(rows)
             while len(items) < self.batch_size:
                 try:
                     key, row = next(rows)
@@ -222,30 +300,29 @@ class _StreamBatches(IterableDataset):
                         error="The stream has no rows for one of its readers: it is empty, or smaller than processes x workers."
                     )
                     return
+                seed = seed_from(self.seed, *key)
                 try:
-                    items.append(self.decoder.decode(row))
+                    items.append(self.decoder.decode(row | {"sample_seed": seed}))
                     in_a_row = 0
-                except (
-                    Exception
-                ) as error:  # whatever a decoder makes of a broken row; bounded by ATTEMPTS and max_broken_fraction
-                    broken, in_a_row = broken + 1, in_a_row + 1
+                except Exception as error:  # bounded by ATTEMPTS and max_broken_fraction
+                    reason = skipped.add(error)
+                    in_a_row += 1
                     if in_a_row > 10 * ATTEMPTS:
-                        reason = str(error).strip().rstrip(".")
-                        yield Batch(
-                            error=f"{in_a_row} rows of the stream in a row could not be decoded, the last because: {reason}."
-                        )
+                        told = f"{in_a_row} rows of the stream in a row could not be decoded"
+                        yield Batch(error=f"{told}, the last because: {reason}.")
                         return
                     continue
-                seeds.append(seed_from(self.seed, *key))
+                seeds.append(seed)
                 epoch = key[0]
             tensors = self.decoder.collate(items, torch.tensor(seeds))
-            yield Batch(tensors, broken, epoch, worker, stream.position())
+            yield Batch(tensors, skipped, epoch, worker, stream.position())
 
 
 class _Stream:
     """One of `count` equal parts of a stream, in shuffled order, for ever."""
 
-    def __init__(self, data, seed, index, count, buffer_size):
+    def __init__(self, data, seed, index, count, buffer_size, group_column=None, run_length=1):
+        self.group_column, self.run_length = group_column, run_length
         self.seed, self.index, self.count, self.buffer_size = seed, index, count, buffer_size
         shards = data.num_shards
         self.shards = [data.shard(shards, shard) if shards > 1 else data for shard in range(shards)]
@@ -259,16 +336,22 @@ class _Stream:
         return dict(self.block)
 
     def rows(self, position=None):
-        """Yield ((epoch, shard, row number), row) from `position` on."""
-        position = position or self.block
-        self._restore(position["block_start"])
-        source, number, skip = self._in_stored_order(), position["block_number"], position["emitted"]
+        """((epoch, shard, row number), row) from `position` on."""
+        self.block = position or self.block
+        self._restore(self.block["block_start"])
+        return self._shuffled(self.block["block_number"], self.block["emitted"])
+
+    def _shuffled(self, number, skip):
+        source = self._in_stored_order()
         start = self._state()
         block = list(islice(source, self.buffer_size))
         while block:
             next_start, next_block = self._state(), []
             generator = torch.Generator().manual_seed(seed_from(self.seed, self.index, number))
-            for emitted, at in enumerate(torch.randperm(len(block), generator=generator).tolist(), start=1):
+            order = torch.randperm(len(block), generator=generator)
+            if self.group_column is not None:
+                order = _in_runs(order, [row[self.group_column] for _, row in block], self.run_length)
+            for emitted, at in enumerate(order.tolist(), start=1):
                 next_block.append(next(source))  # one in, one out: reading is spread evenly
                 row, block[at] = block[at], None
                 self.block = {"block_start": start, "block_number": number, "emitted": emitted}

@@ -11,6 +11,7 @@ from ..errors import InputError
 SAMPLES = Path(__file__).parent / "samples"
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
 _BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow", ".txt": "text"}
+_BUILDERS |= dict.fromkeys((".flac", ".wav", ".mp3", ".ogg", ".opus"), "audiofolder")
 
 
 class DataError(InputError):
@@ -20,8 +21,9 @@ class DataError(InputError):
 def load_split(dataset_name=None, split="train", *, sample="images", config_name=None, streaming=False):
     """One split of a data set.
 
-    dataset_name: a Hub id; a local folder of parquet files, .tar shards (webdataset) or images (imagefolder); a glob of
-    files; None for the embedded sample named by `sample`. Raises DataError if there is no such data set or split.
+    dataset_name: a Hub id; a local folder of parquet files, .tar shards (webdataset), images (imagefolder) or audio
+    (audiofolder); a glob of files; None for the embedded sample named by `sample`. Raises DataError if there is no such
+    data set or split.
     """
     builder, arguments = _find(dataset_name, sample)
     try:
@@ -37,7 +39,24 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
         raise DataError(
             f"dataset_name '{dataset_name}' is empty: found 0 rows in split '{split}', expected at least 1."
         )
+    if streaming and data.features:
+        # files on the Hub would be decoded ahead by threads, even where a column is cast to stay undecoded
+        data = data.decode(num_threads=0)
     return data
+
+
+def _encode_audio(self, value, encode=datasets.Audio.encode_example):
+    """Paths and bytes as they are; the original asks for torchcodec even where there is nothing to encode."""
+    if isinstance(value, str | Path):
+        return {"bytes": None, "path": str(value)}
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    if isinstance(value, dict) and "array" not in value:
+        return {"bytes": value.get("bytes"), "path": value.get("path")}
+    return encode(self, value)
+
+
+datasets.Audio.encode_example = _encode_audio  # which audiofolder and webdataset call for each row, streamed or not
 
 
 def _find(dataset_name, sample):
@@ -48,11 +67,11 @@ def _find(dataset_name, sample):
     if path.is_dir():
         if not any(path.rglob("*.*")):
             raise DataError(
-                f"dataset_name '{dataset_name}' is a folder without files: expected images, parquet or .tar."
+                f"dataset_name '{dataset_name}' is a folder without files: expected images, audio, parquet or .tar."
             )
         return str(path), {}
     if files := sorted(glob.glob(str(dataset_name))):
-        suffix = Path(files[0]).suffix
+        suffix = Path(files[0]).suffix.lower()
         if suffix not in _BUILDERS:
             raise DataError(
                 f"dataset_name '{dataset_name}' names '{suffix}' files: expected one of {sorted(_BUILDERS)}."

@@ -4,8 +4,11 @@
 protocol is also a plain function of tensors, and two of them are `evaluate` metrics (folder metrics/).
 """
 
-from . import images, text
-from .encoders import find_modality, random_encoder
+from . import audio, images, pairs, text
+from .audio import evaluate_audio
+from .audio_encoders import AudioEncoder, MFCCEncoder, load_audio_encoder, mfcc_encoder
+from .dual_encoders import DualEncoder, load_dual_encoder
+from .encoders import PAIRS, find_modality, modality_of, random_encoder
 from .features import Features, checksum, extract, frozen
 from .fine_tune import LabelledRows, fine_tune
 from .fine_tune_text import fine_tune_text
@@ -14,23 +17,26 @@ from .images import evaluate_images
 from .knn import knn_predict, nearest
 from .linear_probe import linear_probe
 from .low_label import balanced_subset, low_label
+from .pairs import evaluate_pairs
+from .phones import classify_frames
 from .protocols import Metric, results_table
 from .text import evaluate_text
 from .text_encoders import BagOfWords, TextEncoder, bag_of_words, load_text_encoder
 from .words import WordVectors
 
-EVALUATIONS = {"image": evaluate_images, "text": evaluate_text}
-NEED_NO_LABELS = tuple(text.EXTRA)
-PROTOCOLS = tuple(dict.fromkeys((*images.PROTOCOLS, *text.PROTOCOLS)))
+EVALUATIONS = {"image": evaluate_images, "text": evaluate_text, "audio": evaluate_audio, PAIRS: evaluate_pairs}
+PROTOCOLS = tuple(dict.fromkeys(name for module in (images, text, audio, pairs) for name in module.PROTOCOLS))
 
 __all__ = [
     "EVALUATIONS",
-    "NEED_NO_LABELS",
     "PROTOCOLS",
+    "AudioEncoder",
     "BagOfWords",
+    "DualEncoder",
     "Features",
     "ImageEncoder",
     "LabelledRows",
+    "MFCCEncoder",
     "Metric",
     "PixelEncoder",
     "TextEncoder",
@@ -38,7 +44,10 @@ __all__ = [
     "bag_of_words",
     "balanced_subset",
     "checksum",
+    "classify_frames",
+    "evaluate_audio",
     "evaluate_images",
+    "evaluate_pairs",
     "evaluate_text",
     "extract",
     "find_modality",
@@ -47,9 +56,13 @@ __all__ = [
     "frozen",
     "knn_predict",
     "linear_probe",
+    "load_audio_encoder",
+    "load_dual_encoder",
     "load_encoder",
     "load_text_encoder",
     "low_label",
+    "mfcc_encoder",
+    "modality_of",
     "nearest",
     "pixel_encoder",
     "random_encoder",

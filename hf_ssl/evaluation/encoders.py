@@ -14,9 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel, ViTModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING as DUAL_ENCODERS
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers import AutoConfig, AutoModel, PreTrainedModel, VisionTextDualEncoderConfig, ViTModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 from transformers.utils import cached_file
 
 from ..errors import InputError
@@ -24,18 +23,30 @@ from ..methods import METHODS
 
 SSL_METHODS = {method.config_class.model_type: method for method in METHODS.values()}
 MODALITIES = {"pixel_values": "image", "input_ids": "text", "input_values": "audio"}
+PAIRS = "image and text"  # what a dual encoder reads
+DUAL_ENCODERS = {
+    *MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING.keys(),
+    VisionTextDualEncoderConfig,
+}  # their configs
 
 
 def find_modality(name_or_path, revision=None):
-    """What a checkpoint reads: image, text, audio. Only its config is read. Raises InputError."""
+    """What a checkpoint reads: image, text, audio, "image and text". Only its config is read. Raises InputError."""
     config = _load_config(name_or_path, revision)
     if type(config) in DUAL_ENCODERS:
-        return "image"
-    model_class = SSL_METHODS.get(config.model_type) or MODEL_MAPPING.get(type(config), None)
+        return PAIRS
+    if config.model_type in SSL_METHODS:
+        return modality_of(SSL_METHODS[config.model_type])
+    model_class = MODEL_MAPPING.get(type(config), None)
     if model_class is None:
         raise InputError(f"'{name_or_path}' has the model_type '{config.model_type}', which AutoModel does not know.")
     model_class = model_class[0] if isinstance(model_class, tuple) else model_class
     return MODALITIES.get(model_class.main_input_name, model_class.main_input_name)
+
+
+def modality_of(model):
+    """What a model or class of ours reads, as a key of EVALUATIONS."""
+    return " and ".join(model.input_modalities)
 
 
 def load_model(name_or_path, revision=None) -> tuple[PreTrainedModel, set]:
@@ -115,4 +126,15 @@ def _pretraining_config(repo, subfolder, revision):
     return None
 
 
-__all__ = ["MODALITIES", "SSL_METHODS", "find_modality", "load_model", "locate", "one_line", "random_encoder"]
+__all__ = [
+    "DUAL_ENCODERS",
+    "MODALITIES",
+    "PAIRS",
+    "SSL_METHODS",
+    "find_modality",
+    "load_model",
+    "locate",
+    "modality_of",
+    "one_line",
+    "random_encoder",
+]

@@ -32,15 +32,17 @@ class Features(NamedTuple):
 
 
 @torch.no_grad()
-def extract(encoder, data, columns=(), label_column=None, batch_size=None, description=None):
+def extract(encoder, data, columns=(), label_column=None, batch_size=None, description=None, labelled=True):
     """The features of each row of `data` (a Dataset or a stream), in its order. encoder: as encoders.py describes.
 
     Batch b is made by process b modulo the number of processes, so it holds the same rows, and gives the same numbers,
-    on any number of processes. All are gathered on the main one. Broken rows are skipped and counted. Raises
-    InputError if a column is missing, a row has no label, or no row can be read.
+    on any number of processes. All are gathered on the main one. Broken rows are skipped and counted. labelled: else
+    `data` and `columns` are taken as they are, and labels are -1. Raises InputError if a column is missing, a row has no
+    label, or no row can be read.
     """
     state = process_state()
-    data, columns, label_column = encoder.find_columns(data, columns, label_column)
+    if labelled:
+        data, columns, label_column = encoder.find_columns(data, columns, label_column)
     total = len(data) if isinstance(data, datasets.Dataset) else None
     batch_size = batch_size or encoder.batch_size
     encoder.model.to(state.device)
@@ -62,9 +64,9 @@ def extract(encoder, data, columns=(), label_column=None, batch_size=None, descr
             if good:
                 readable = [items[i] for i in good]
                 own[: len(good)] = encoder(encoder.preprocess(readable, state.device))
-                own_labels[: len(good)] = torch.tensor(
-                    checked_labels([batch[label_column][i] for i in good], label_column)
-                )
+                if labelled:
+                    labels_read = checked_labels([batch[label_column][i] for i in good], label_column)
+                    own_labels[: len(good)] = torch.tensor(labels_read)
                 own_rows[: len(good)] = torch.tensor(good) + start
                 counts[2] = encoder.too_long(readable)
             own, own_labels, own_rows, counts = gather((own, own_labels, own_rows, counts))

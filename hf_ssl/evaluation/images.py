@@ -5,7 +5,6 @@ from pathlib import Path
 
 from . import pictures
 from .encoders import random_encoder
-from .features import take_samples
 from .fine_tune import FRACTIONS, LabelledRows, fine_tune
 from .fine_tune import SETTINGS as FINE_TUNE
 from .image_encoders import decode_rows, first_images, image_and_label, labelled_images, load_encoder, pixel_encoder
@@ -33,25 +32,34 @@ def evaluate_images(
     encoder = load_encoder(name_or_path, revision)
     split_names, columns = (train_split, test_split), (image_column,) if image_column else ()
     source = Source("images", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed)
-    data = load_images(source, label_column)
+    return run_image_protocols(
+        encoder, source, protocols, label_column, fine_tune_epochs, fine_tune_fractions, output_dir, baselines
+    )
+
+
+def run_image_protocols(
+    encoder, source, protocols, label_column, epochs, fractions, output_dir, baselines, extra=None, settings=None
+):
+    """What `evaluate_images` returns. extra, settings: as for `run_protocols`."""
+    labelled = set(protocols) - set(extra or {})
+    data = load_images(source, label_column) if labelled else None
     encoders = {"pretrained": encoder}
     if baselines:
+        encoders = {"random_initialisation": random_encoder(encoder, source.seed)} | encoders
+    if baselines and labelled:
         sample = first_images(data.train, *data.columns, encoder.channels, GREY_SAMPLE)
-        encoders = {
-            "raw_pixels": pixel_encoder(encoder, sample),
-            "random_initialisation": random_encoder(encoder, seed),
-            "pretrained": encoder,
-        }
-    epochs = fine_tune_epochs or FINE_TUNE["epochs"]
+        encoders = {"raw_pixels": pixel_encoder(encoder, sample)} | encoders
+    epochs = epochs or FINE_TUNE["epochs"]
     return run_protocols(
         encoders,
         data,
         source,
         protocols,
-        draw=lambda features: _draw(encoder, features, protocols, data, seed, output_dir),
-        tuner=lambda: _tuner(encoder, data, epochs, seed),
-        fractions=fine_tune_fractions,
-        settings={"fine_tune": FINE_TUNE | {"epochs": epochs}},
+        draw=lambda features: _draw(encoder, features, protocols, data, source.seed, output_dir),
+        tuner=lambda: _tuner(encoder, data, epochs, source.seed),
+        extra=extra,
+        fractions=fractions,
+        settings={"fine_tune": FINE_TUNE | {"epochs": epochs}} | (settings or {}),
         output_dir=output_dir,
     )
 
@@ -59,10 +67,8 @@ def evaluate_images(
 def load_images(source, label_column=None):
     """The two splits of a Source, as Splits."""
     train, test, names, label_column = source.labelled_rows(label_column)
-    if source.max_samples is not None:
-        train, test = (take_samples(split, source.max_samples, source.seed) for split in (train, test))
-    train, image_column, _ = image_and_label(train, *source.columns or (None,), label_column)
-    test, _, _ = image_and_label(test, image_column, label_column)
+    train, image_column, _ = image_and_label(source.drawn(train), *source.columns or (None,), label_column)
+    test, _, _ = image_and_label(source.drawn(test), image_column, label_column)
     columns = {"image_column": image_column, "label_column": label_column}
     return Splits(train, test, (image_column,), label_column, names, source.description | columns)
 
@@ -97,4 +103,4 @@ def _draw(encoder, features, protocols, data, seed, output_dir):
     return drawn
 
 
-__all__ = ["PROTOCOLS", "evaluate_images", "load_images"]
+__all__ = ["PROTOCOLS", "evaluate_images", "load_images", "run_image_protocols"]

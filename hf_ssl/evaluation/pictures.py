@@ -113,6 +113,33 @@ def save_tsne(path, features, labels, names=None, seed=0, kind="image"):
     _save(figure, path, bbox_inches="tight")
 
 
+def save_captions(path, images, captions, letters=40):
+    """Each image, uint8 (C, H, W), with texts beside it: captions[i] is a list of (rank from 0, text, cosine, whether it is
+    right)."""
+    columns, lines = 2, -(-len(images) // 2)
+    size = (10, 1.3 * lines + 0.3)
+    figure, axes = _pyplot().subplots(lines, 2 * columns, figsize=size, squeeze=False, width_ratios=[1, 2.9] * columns)
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (image, texts) in enumerate(zip(images, captions, strict=True)):
+        picture, beside = axes[i % lines, 2 * (i // lines) :][:2]
+        picture.axis("on")
+        _show(picture, image, "#bbbbbb")
+        for place, (rank, text, cosine, right) in enumerate(texts):
+            text = " ".join(text.split())
+            text = text if len(text) <= letters else f"{text[: letters - 3]}..."
+            style = {"color": RIGHT, "weight": "bold"} if right else {"color": "black"}
+            style |= {"fontsize": 9, "va": "center", "parse_math": False, "transform": beside.transAxes}
+            height = 1 - (place + 0.5) / max(6, len(texts))
+            beside.text(0.11, height, f"{rank + 1}", ha="right", **style)
+            beside.text(0.14, height, f"{cosine:.2f}  {text}", **style)
+    title = "test images and the texts that the model ranks highest, with their cosines; the right one is green"
+    figure.suptitle(title, fontsize=9, x=0.01, y=0.995, ha="left")
+    top = 1 - 0.3 / figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, top=top, bottom=0.01, wspace=0.02, hspace=0.12)
+    _save(figure, path)
+
+
 def _pyplot():
     import matplotlib
 
@@ -154,6 +181,7 @@ def _save(figure, path, **arguments):
 __all__ = [
     "choose_queries",
     "neighbour_rows",
+    "save_captions",
     "save_loss",
     "save_neighbours",
     "save_reconstructions",

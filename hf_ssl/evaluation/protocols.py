@@ -3,7 +3,7 @@ as a dict, a file and a table. images.py and text.py bring data, encoders, pictu
 
 A protocol of another kind is a module with `run(encoders, source, output_dir)`, which gives {row: {column: number}}, with
 SETTINGS, what a reader must know to repeat it, and METRICS, a Metric for each column. It stands in the table `EXTRA` of
-text.py. Every process calls it; only the main one's numbers count.
+text.py or pairs.py. Every process calls it; only the main one's numbers count.
 """
 
 import json
@@ -17,9 +17,9 @@ import torch
 import transformers
 
 from ..checkpoints import write_json
-from ..data.loading import LABEL_COLUMNS, DataError, find_column, load_split
+from ..data.loading import LABEL_COLUMNS, DataError, column_names, find_column, load_split
 from ..errors import InputError
-from .features import extract, frozen
+from .features import extract, frozen, take_samples
 from .fine_tune import SETTINGS as FINE_TUNE
 from .knn import SETTINGS as KNN
 from .knn import knn_predict
@@ -46,12 +46,15 @@ FROZEN = {
     "logistic_regression",
 } | PICTURES  # these need features; fine-tuning needs the data themselves
 ROWS = {
+    "chance": "Chance, or always the most frequent class",
     "raw_pixels": "Raw pixels",
     "bag_of_words": "Bag of words",
+    "mfcc": "MFCC",
     "random_initialisation": "Random initialisation",
     "pretrained": "Pretrained",
+    "supervised": "Supervised",
 }
-BASELINE_FEATURES = {"raw_pixels", "bag_of_words"}  # rows without a network
+BASELINE_FEATURES = {"raw_pixels", "bag_of_words", "mfcc"}  # rows without a network
 RESULTS_FILE = "eval_results.json"
 LIBRARIES = (torch, transformers, datasets, accelerate)
 
@@ -59,7 +62,8 @@ LIBRARIES = (torch, transformers, datasets, accelerate)
 @dataclass(frozen=True)
 class Metric:
     """What a column of numbers is. kind: the Hub's name for it. unit: what is counted, such as nats. digits: in
-    tables. task: the Hub's, None for classification of what the encoder reads. dataset: if a test brings its own."""
+    tables. task: the Hub's, None for classification of what the encoder reads. dataset: if a test brings its own. title: the
+    column's in tables, None: its key."""
 
     name: str
     kind: str = "accuracy"
@@ -67,6 +71,7 @@ class Metric:
     digits: int = 1
     task: str | None = None
     dataset: str | None = None
+    title: str | None = None
 
 
 METRICS = {
@@ -81,7 +86,7 @@ METRICS = {
 class Source:
     """Where data come from, as the arguments of `load_split` say it. columns: the input columns, if they were named.
     max_samples: rows drawn from each split. sample: the embedded data set that is taken if there is no name. word_files: tests
-    of word vectors that the user brings."""
+    of word vectors that the user brings. found: what protocols learn of the data and the results should say."""
 
     sample: str
     dataset_name: str | None = None
@@ -94,6 +99,7 @@ class Source:
     seed: int = 0
     word_files: tuple = ()
     was_read: bool = False
+    found: dict = field(default_factory=dict)
 
     def train_rows(self):
         return self._load(self.train_split)
@@ -109,11 +115,17 @@ class Source:
             self.test_split = "validation"
             return rows
 
-    def labelled_rows(self, label_column=None):
-        """(train, test, names of the classes or None, name of the label column)."""
+    def labelled_rows(self, label_column=None, usual=()):
+        """(train, test, names of the classes or None, name of the label column). usual: columns that, if they are there, are
+        taken before any other; their numbers may be anything."""
         train, test = self.train_rows(), self.test_rows()
+        label_column = label_column or next((name for name in usual if name in column_names(train)), None)
         label_column = find_column(train, label_column, "label", LABEL_COLUMNS, (datasets.ClassLabel,))
-        return *_numbered_classes(train, test, label_column), label_column
+        return *numbered_classes(train, test, label_column, label_column in usual), label_column
+
+    def drawn(self, data):
+        """At most max_samples of its rows."""
+        return data if self.max_samples is None else take_samples(data, self.max_samples, self.seed)
 
     def _load(self, split):
         self.was_read = True
@@ -143,7 +155,7 @@ class Splits:
 
 
 def run_protocols(
-    encoders, data, source, protocols, *, draw, tuner, extra=None, fractions=(), settings=None, metrics=None, output_dir=None
+    encoders, data, source, protocols, *, draw, tuner=None, extra=None, fractions=(), settings=None, metrics=None, output_dir=None
 ):  # fmt: skip
     """Run `protocols` on `encoders`, {row: encoder}, with "pretrained" among them; the results, None but on the main process.
 
@@ -177,13 +189,13 @@ def run_protocols(
     tables = SETTINGS | {name: module.SETTINGS for name, module in extra.items()} | (settings or {})
     known = METRICS | {column: metric for module in extra.values() for column, metric in module.METRICS.items()}
     known |= metrics or {}
-    description = data.description if data else source.description
+    description = (data.description if data else source.description) | source.found
     if features:
         train, test = features["pretrained"]
         description |= {"train_rows": len(train.labels), "test_rows": len(test.labels)}
         description |= {f"broken_{encoder.kind}s": train.skipped + test.skipped, "classes": data.classes(train, test)}
-        if encoder.kind == "text":
-            description["truncated_texts"] = train.too_long + test.too_long
+        if encoder.kind != "image":
+            description[f"truncated_{encoder.kind}s"] = train.too_long + test.too_long
     results = {
         "model": encoder.name,
         "feature": encoder.feature,
@@ -209,7 +221,7 @@ def results_table(results):
     columns = list(dict.fromkeys(name for numbers in reversed(rows.values()) for name in numbers))
     metrics = {name: Metric(**results["metrics"][name]) for name in columns}
     units = {name: "" if metric.unit in ("%", "") else f" ({metric.unit})" for name, metric in metrics.items()}
-    titles = [name.replace("_", " ") + unit for name, unit in units.items()]
+    titles = [(metrics[name].title or name.replace("_", " ")) + unit for name, unit in units.items()]
     lines = ["| | " + " | ".join(titles) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row, numbers in rows.items():
         cells = [f"{numbers[name]:.{metrics[name].digits}f}" if name in numbers else "" for name in columns]
@@ -236,7 +248,8 @@ def _merged(path, results, data_was_read=True):
     earlier = json.loads(path.read_text()) if path.is_file() else {}
     if "metrics" not in earlier or any(earlier[key] != results[key] for key in ("model", "feature")):
         return results
-    splits = {"name", "config", "train_split", "test_split", "text_columns", "label_column", "passages", "max_length"}
+    splits = {"name", "config", "train_split", "test_split", "passages", "max_length"}
+    splits |= {"text_columns", "audio_column", "label_column"}
     drawn = {"seed", "max_samples"}
     # what needs no labels does not name their column
     both = splits & earlier["dataset"].keys() & results["dataset"].keys()
@@ -273,16 +286,23 @@ def _metric(column, known):
     if column in known or not part.endswith("%"):
         return known[column]
     metric = known[stem]
-    return Metric(**asdict(metric) | {"name": f"{metric.name} with {part} of the labels"})
+    title = metric.title and f"{metric.title} {part}"
+    return Metric(**asdict(metric) | {"name": f"{metric.name} with {part} of the labels", "title": title})
 
 
-def _numbered_classes(train, test, label_column):
-    """A column of strings becomes one of class numbers, the same in both splits; (train, test, names or None)."""
+def numbered_classes(train, test, label_column, are_names=False):
+    """A column of strings becomes one of class numbers, the same in both splits; (train, test, names or None). are_names:
+    numbers are treated as strings are."""
     features = train.features or {}
     kind = features.get(label_column)
     if isinstance(kind, datasets.ClassLabel):
         return train, test, kind.names
-    if isinstance(train, datasets.Dataset) and isinstance(kind, datasets.Value) and kind.dtype == "string":
+    if (
+        isinstance(train, datasets.Dataset)
+        and isinstance(kind, datasets.Value)
+        and (are_names or kind.dtype == "string")
+    ):
+        train, test = (split.cast_column(label_column, datasets.Value("string")) for split in (train, test))
         names = sorted(set(train.unique(label_column)) | set(test.unique(label_column)))
         classes = datasets.ClassLabel(names=names)
         return train.cast_column(label_column, classes), test.cast_column(label_column, classes), names
@@ -326,6 +346,7 @@ __all__ = [
     "Source",
     "Splits",
     "check_protocols",
+    "numbered_classes",
     "percent",
     "results_table",
     "run_protocols",

@@ -11,7 +11,7 @@ from ..data.text import passages
 from ..errors import InputError
 from . import language_model, next_sentence_retrieval, pictures, words
 from .encoders import random_encoder
-from .features import checked_labels, take_samples
+from .features import checked_labels
 from .fine_tune import FRACTIONS, LabelledRows
 from .fine_tune_text import METRICS as FINE_TUNE_METRICS
 from .fine_tune_text import SETTINGS as FINE_TUNE
@@ -114,7 +114,7 @@ def load_texts(source, label_column=None, words=None):
             # a cached result would outlive a change of `passages`
             cache = {"load_from_cache_file": False} if isinstance(split, datasets.Dataset) else {}
             split = split.map(cut_rows, batched=True, remove_columns=[*columns, label_column], **cache)
-        splits[i] = split if source.max_samples is None else take_samples(split, source.max_samples, source.seed)
+        splits[i] = source.drawn(split)
     found = {"text_columns": list(columns), "label_column": label_column, "passages": words}
     return Splits(*splits, columns, label_column, names, source.description | found)
 

@@ -48,6 +48,7 @@ class TextEncoder:
     name: str
     revision: str | None = None
     kind, unit, batch_size = "text", "text", 64
+    padding = True  # to the longest text of a batch
 
     def find_columns(self, data, columns=(), label_column=None):
         return text_and_label(data, columns, label_column)
@@ -72,7 +73,7 @@ class TextEncoder:
         columns = zip(*texts, strict=True) if isinstance(texts[0], tuple) else [texts]
         columns = [list(column) for column in columns]
         tokens = self.processor(
-            *columns, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+            *columns, truncation=True, max_length=self.max_length, padding=self.padding, return_tensors="pt"
         )
         known = inspect.signature(self.model.forward).parameters
         return {name: tensor.to(device) for name, tensor in tokens.items() if name in known}
@@ -125,7 +126,7 @@ def load_text_encoder(name_or_path, revision=None, max_length=None, feature=None
         raise InputError(f"'{name_or_path}' is not a text encoder: {reads}.")
     if model.config.is_encoder_decoder:
         raise InputError(f"'{name_or_path}' is an encoder with a decoder: expected an encoder or a decoder alone.")
-    processor = _load_tokenizer(name_or_path, revision, model.config.vocab_size)
+    processor = load_tokenizer(name_or_path, revision, model.config.vocab_size)
     encoder = TextEncoder(model, processor, MEAN, 2, str(name_or_path), revision)
     encoder.max_length = _choose_length(encoder, max_length)
     encoder.feature = _choose_feature(encoder, feature, any("pooler" in key for key in missing))
@@ -174,7 +175,7 @@ def _combined(features):
     return torch.cat([u, v, (u - v).abs(), u * v], dim=1)
 
 
-def _load_tokenizer(name_or_path, revision, vocab_size):
+def load_tokenizer(name_or_path, revision, vocab_size):
     try:
         tokenizer = AutoTokenizer.from_pretrained(locate(name_or_path)[0], revision=revision)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -194,14 +195,20 @@ def _load_tokenizer(name_or_path, revision, vocab_size):
     return tokenizer
 
 
-def _choose_length(encoder, max_length):
-    config = encoder.model.config
+def longest(encoder):
+    """How many tokens of a text its model takes."""
+    config = encoder.model.config.get_text_config()
     most = encoder.processor.model_max_length  # a huge number if the tokenizer does not say
     if positions := getattr(config, "max_position_embeddings", None):
         offset = (
             config.pad_token_id + 1 if "roberta" in config.model_type else 0
         )  # whose positions begin after the padding's
         most = min(most, positions - offset)
+    return most
+
+
+def _choose_length(encoder, max_length):
+    most = longest(encoder)
     if max_length is not None and not 3 <= max_length <= most:
         raise InputError(
             f"max_length must be at least 3 and at most {most}, which '{encoder.name}' has, found {max_length}."
@@ -232,5 +239,7 @@ __all__ = [
     "TextEncoder",
     "bag_of_words",
     "load_text_encoder",
+    "load_tokenizer",
+    "longest",
     "text_and_label",
 ]

@@ -1,0 +1,78 @@
+"""Evaluation of speech encoders: speakers and phones, MFCC as a baseline, the network trained with labels as a summit."""
+
+from pathlib import Path
+
+from ..data.audio import SPEAKER_COLUMNS
+from . import pictures
+from .audio_encoders import audio_and_label, load_audio_encoder, mfcc_encoder
+from .encoders import random_encoder
+from .phones import HIDDEN, Phones
+from .protocols import FROZEN, Source, Splits, check_protocols, run_protocols
+from .supervised import EPOCHS, Supervised, metrics_of
+
+PROTOCOLS = ("knn", "linear_probe", "low_label", "tsne", "phones", "phones_hidden", "supervised")
+
+
+def evaluate_audio(
+    name_or_path, dataset_name=None, config_name=None, protocols=("linear_probe", "phones"), train_split="train",
+    test_split="test", audio_column=None, label_column=None, *, segments_column=None, seed=0, max_samples=None,
+    streaming=False, fine_tune_epochs=None, output_dir=None, baselines=True, revision=None,
+):  # fmt: skip
+    """Run `protocols`, some of PROTOCOLS, on a speech encoder and return the results; None but on the main process.
+
+    As `evaluate_images`, and: dataset_name: None for the embedded recordings. label_column: the speaker, if it is not named
+    and there is one; knn, linear_probe, low_label and tsne are of the mean over time of an utterance's frames. segments_column:
+    lists of {start, end, label} in seconds, found by type, for `phones`, `phones_hidden` and `supervised`, which encode on
+    the main process alone. fine_tune_epochs: of `supervised`. baselines: also evaluate MFCC and the encoder at random
+    initialisation.
+    """
+    check_protocols(protocols, PROTOCOLS, output_dir)
+    encoder = load_audio_encoder(name_or_path, revision)
+    split_names, columns = (train_split, test_split), (audio_column,) if audio_column else ()
+    source = Source("speech", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed)
+    data = load_recordings(source, label_column) if FROZEN & set(protocols) else None
+    encoders = {"pretrained": encoder}
+    if baselines:
+        encoders = {
+            "mfcc": mfcc_encoder(encoder),
+            "random_initialisation": random_encoder(encoder, seed),
+            "pretrained": encoder,
+        }
+    extra = {
+        "phones": Phones(segments_column),
+        "phones_hidden": Phones(segments_column, HIDDEN),
+        "supervised": Supervised(segments_column, label_column, fine_tune_epochs or EPOCHS),
+    }
+    return run_protocols(
+        encoders,
+        data,
+        source,
+        protocols,
+        draw=lambda features: _draw(features, protocols, data, seed, output_dir),
+        extra=extra,
+        metrics=metrics_of(data.label_column) if data else None,
+        output_dir=output_dir,
+    )
+
+
+def load_recordings(source, label_column=None):
+    """The two splits of a Source, as Splits."""
+    *splits, names, label_column = source.labelled_rows(label_column, SPEAKER_COLUMNS)
+    for i, split in enumerate(splits):
+        split, columns, _ = audio_and_label(split, source.columns, label_column)
+        splits[i] = source.drawn(split)
+    found = {"audio_column": columns[0], "label_column": label_column}
+    return Splits(*splits, columns, label_column, names, source.description | found)
+
+
+def _draw(features, protocols, data, seed, output_dir):
+    """Save the asked pictures; the names of the files."""
+    if "tsne" not in protocols:
+        return []
+    test = features["pretrained"][1]
+    path = Path(output_dir) / "images/tsne.png"
+    pictures.save_tsne(path, test.features, test.labels, data.names, seed, "utterance")
+    return ["images/tsne.png"]
+
+
+__all__ = ["PROTOCOLS", "evaluate_audio", "load_recordings"]
