@@ -7,6 +7,8 @@ from .data.windows import WINDOW
 from .errors import InputError
 from .training import RunArguments, TrainingArguments, check_known
 
+PREPARED = "Words are what stands between spaces; else runs of letters and digits, in lower case."
+
 
 @dataclass
 class ImageArguments(TrainingArguments):
@@ -78,8 +80,28 @@ class WordArguments(RunArguments):
     text_column: str | None = field(default=None, metadata={"help": "Column of documents; found by name."})
     text_is_prepared: bool = field(
         default=False,
-        metadata={"help": "Words are what stands between spaces; else runs of letters and digits, in lower case."},
+        metadata={"help": PREPARED},
     )
+
+
+@dataclass
+class SentenceArguments(TextArguments):
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "A release with a tokenizer of words; none: the backbone's, or the documents' own words."},
+    )
+    text_is_prepared: bool = field(default=False, metadata={"help": PREPARED})
+    vocab_size: int = field(
+        default=20_000, metadata={"help": "Words that are taken from the documents, the most frequent."}
+    )
+    window_sentences: int = field(default=8, metadata={"help": "Sentences of a document that are read together."})
+    max_sentence_words: int = field(default=64, metadata={"help": "Words that are read of a sentence."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("vocab_size", 2), ("window_sentences", 2), ("max_sentence_words", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, found {getattr(self, name)}.")
 
 
 @dataclass
@@ -130,6 +152,7 @@ __all__ = [
     "AudioArguments",
     "ImageArguments",
     "PairArguments",
+    "SentenceArguments",
     "TextArguments",
     "TokenArguments",
     "TwoViewArguments",

@@ -130,7 +130,7 @@ class TrainingArguments(RunArguments):
         default=1.5e-4, metadata={"help": "For 256 samples a step; grows with the total batch."}
     )
     lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": f"One of {', '.join(SCHEDULES)}; step: a tenth at 60% and 80% of the run."}
+        default="cosine", metadata={"help": f"One of {', '.join(SCHEDULES)}; step: a tenth at 0.6 and 0.8 of the run."}
     )
     warmup_steps: float = field(default=0, metadata={"help": "Linear warm-up: steps, or, below 1, a part of the run."})
     optim: str = field(default="adamw", metadata={"help": f"One of {', '.join(OPTIMIZERS)}."})

@@ -268,6 +268,60 @@ def test_bert_leaves_a_native_release_and_goes_on_from_one(documents, tmp_path):
     )
 
 
+CPC_TEXT = ["--vocab_size", 400, "--max_sentence_words", 16, "--max_steps", 3, "--per_device_train_batch_size", 4]
+
+
+def test_cpc_text_leaves_a_release_that_brings_its_code(documents, tmp_path):
+    """From a stream; a run that is taken up keeps its words; one may begin with another's."""
+    common = ["--dataset_name", documents, *CPC_TEXT, "--eval_protocols", "next_sentence_retrieval", "--streaming"]
+    code, out, err = run("pretrain_cpc_text.py", *common, "--logging_steps", 1, "--output_dir", tmp_path / "one")
+    assert code == 0 and "next sentence 1" in out, err
+    results = json.loads((tmp_path / "one/eval_results.json").read_text())["results"]
+    assert {"random_initialisation", "pretrained"} <= results.keys() and results["pretrained"].keys() >= {
+        f"next_sentence_{k}" for k in (1, 2, 3)
+    }
+    history = json.loads((tmp_path / "one/pretraining/history.json").read_text())
+    assert {"nats_1", "nats_2", "nats_3"} <= history[0].keys() and history[0]["nats_1"] == pytest.approx(0, abs=0.1)
+    run_card(tmp_path / "one", "features.shape == (2, 256) and len(tokenizer) == model.config.vocab_size == 400")
+
+    again = [
+        "--output_dir",
+        tmp_path / "one",
+        "--resume_from_checkpoint",
+        "auto",
+        "--max_steps",
+        4,
+        "--vocab_size",
+        99,
+    ]
+    code, _, err = run("pretrain_cpc_text.py", *common, *again, "--eval_protocols", "none")
+    assert code == 0 and "going on from" in err, err
+    more = ["--tokenizer_name", tmp_path / "one", "--output_dir", tmp_path / "two", "--eval_protocols", "none"]
+    code, _, err = run("pretrain_cpc_text.py", *common, *more)
+    assert code == 0, err
+    one, two = (AutoModel.from_pretrained(tmp_path / name).config.vocab_size for name in ("one", "two"))
+    assert one == two == 400
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--window_sentences", "3"], "window_sentences must exceed prediction_steps=3, found 3"),
+        (["--tokenizer_name", "{tokenizer}"], "is not one of words: expected that of a cpc_text or word2vec release"),
+        (["--config_overrides", "backbone_config.kernel_size=2"], "kernel_size must be odd, found 2"),
+    ],
+)
+def test_bad_sentences_are_one_sentence(arguments, message, documents, tmp_path):
+    vocabulary = {token: i for i, token in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"))}
+    BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "tokenizer")
+    arguments = [argument.format(tokenizer=tmp_path / "tokenizer") for argument in arguments]
+    common = ["--dataset_name", documents, *CPC_TEXT, "--output_dir", tmp_path / "run"]
+    code, _, err = run("pretrain_cpc_text.py", *common, *arguments)
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("Generating")]
+    assert code == 1 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], (code, err)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

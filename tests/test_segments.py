@@ -181,7 +181,7 @@ def test_a_long_document_is_taken_in_pieces(tokenizer, monkeypatch):
     monkeypatch.setattr(parts, "PIECE", 60)
     monkeypatch.setattr(parts, "GROUP", 200)
     text = "\n".join(["aa ab ac ad ae"] * 100 + ["b" * 1000])
-    groups = list(parts._groups([text, None, "ba"]))
+    groups = list(parts.document_groups([text, None, "ba"]))
     assert len(groups) > 10 and max(sum(len(s) for piece in group for s in piece) for group in groups) <= 200
     assert max(sum(map(len, piece)) for group in groups for piece in group) <= 60
     assert "".join(s for group in groups for piece in group for s in piece) == text.replace("\n", "") + "ba"

@@ -7,6 +7,7 @@ from .loader import TrainLoader
 from .loading import DataError, load_split
 from .pairs import PairDecoder, pair_rows
 from .segments import TokenBatches, token_rows
+from .sentence_windows import WindowBatches, sentence_rows
 from .text import passages, sentences, text_rows
 from .views import TWO_VIEWS, RandomResizedCropAndFlip, RandomSquareCrop, TwoViews
 from .windows import AudioWindows, WaveformBatches, audio_windows, speaker_column
@@ -24,6 +25,7 @@ __all__ = [
     "TrainLoader",
     "TwoViews",
     "WaveformBatches",
+    "WindowBatches",
     "audio_length",
     "audio_rows",
     "audio_windows",
@@ -35,6 +37,7 @@ __all__ = [
     "open_audio",
     "pair_rows",
     "passages",
+    "sentence_rows",
     "sentences",
     "speaker_column",
     "text_rows",

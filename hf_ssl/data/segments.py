@@ -42,13 +42,9 @@ def token_rows(data, column, tokenizer, max_seq_length, pairs=True, copies=1, se
     Raises DataError if nothing is left.
     """
     make = RowMaker(tokenizer, max_seq_length, pairs, copies, seed, column)
-    how = dict(batched=True, batch_size=BLOCK, remove_columns=[column], features=FEATURES)
+    rows = map_blocks(data, column, make, FEATURES, (identity(tokenizer), max_seq_length, pairs, copies, seed))
     if not isinstance(data, Dataset):
-        rows = data.map(make, **how)
-        rows.info.splits = None  # their number is the documents', not the rows'
         return rows
-    settings = (data._fingerprint, column, _identity(tokenizer), max_seq_length, pairs, copies, seed)
-    rows = data.map(make, new_fingerprint=Hasher.hash(settings), **how)
     if len(rows) == 0:
         raise DataError(
             f"Nothing is left of the {len(data)} documents in '{column}': found no sentence in any of them."
@@ -61,7 +57,18 @@ def token_rows(data, column, tokenizer, max_seq_length, pairs=True, copies=1, se
     return rows
 
 
-def _identity(tokenizer):
+def map_blocks(data, column, make, features, settings):
+    """Documents as rows: `make` of each block of BLOCK, {column: texts} to {name of a feature: values}. settings: what decides
+    the rows besides the data; those of a Dataset are prepared once and cached."""
+    how = dict(batched=True, batch_size=BLOCK, remove_columns=[column], features=features)
+    if not isinstance(data, Dataset):
+        rows = data.map(make, **how)
+        rows.info.splits = None  # their number is the documents', not the rows'
+        return rows
+    return data.map(make, new_fingerprint=Hasher.hash((data._fingerprint, column, *settings)), **how)
+
+
+def identity(tokenizer):
     """What decides its tokens, without what calling it leaves in it."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     if not tokenizer.is_fast:
@@ -78,7 +85,7 @@ class RowMaker:
         self.copies, self.seed, self.column = copies, seed, column
 
     def __call__(self, block):
-        rows = [row for group in _groups(block[self.column]) for row in self.rows(group)]
+        rows = [row for group in document_groups(block[self.column]) for row in self.rows(group)]
         return {name: [row[i] for row in rows] for i, name in enumerate(FEATURES)}
 
     def rows(self, documents):
@@ -86,7 +93,7 @@ class RowMaker:
         text, since a stream has no row numbers."""
         text = zlib.crc32("\n".join(chain.from_iterable(documents)).encode("utf-8", "replace"))
         draw = random.Random(seed_from(self.seed, text))
-        documents = self.tokenize(documents)
+        documents = tokenize(self.tokenizer, documents)
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         rows = []
         for _ in range(self.copies):
@@ -99,18 +106,19 @@ class RowMaker:
         draw.shuffle(rows)
         return [(*row, draw.getrandbits(63)) for row in rows]
 
-    def tokenize(self, documents):
-        """Lists of sentences, each a list of tokens; what has no tokens is left out."""
-        tokens = self.tokenizer(
-            list(chain.from_iterable(documents)), add_special_tokens=False, split_special_tokens=True, verbose=False,
-            return_attention_mask=False, return_token_type_ids=False,
-        )["input_ids"] if any(documents) else []  # fmt: skip
-        tokens = iter(tokens)
-        documents = [[sentence for sentence in islice(tokens, len(document)) if sentence] for document in documents]
-        return [document for document in documents if document]
+
+def tokenize(tokenizer, documents):
+    """Lists of sentences as lists of lists of tokens; what has no tokens is left out."""
+    tokens = tokenizer(
+        list(chain.from_iterable(documents)), add_special_tokens=False, split_special_tokens=True, verbose=False,
+        return_attention_mask=False, return_token_type_ids=False,
+    )["input_ids"] if any(documents) else []  # fmt: skip
+    tokens = iter(tokens)
+    documents = [[sentence for sentence in islice(tokens, len(document)) if sentence] for document in documents]
+    return [document for document in documents if document]
 
 
-def _groups(texts):
+def document_groups(texts):
     """Texts (or None) as lists of documents, each a list of sentences, of at most GROUP characters or one piece."""
     group, size = [], 0
     for piece in (piece for text in texts for piece in _pieces(text or "")):
@@ -247,4 +255,13 @@ def _padded(rows, value=0):
     return pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
-__all__ = ["FEATURES", "RowMaker", "TokenBatches", "token_rows"]
+__all__ = [
+    "FEATURES",
+    "RowMaker",
+    "TokenBatches",
+    "document_groups",
+    "identity",
+    "map_blocks",
+    "token_rows",
+    "tokenize",
+]

@@ -4,6 +4,7 @@ Words are runs of letters and digits, in lower case, unless the text is prepared
 what stands between spaces. No window reaches beyond a line.
 """
 
+import json
 from hashlib import sha256
 
 import datasets
@@ -44,6 +45,29 @@ def word_tokenizer(words, prepared=False):
         # the one letter that Arrow makes smaller in another way
         tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("\u0130", "i"), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}\p{N}]+"), "removed", invert=True)
+    return _native(tokenizer)
+
+
+def add_words(tokenizer, words):
+    """A tokenizer as `word_tokenizer` makes it, with further words, which get the ids after those that there are.
+
+    transformers' `add_tokens` would find them inside of other words too.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    vocabulary |= {word: number for number, word in enumerate(words, start=len(vocabulary))}
+    return _native(Tokenizer.from_str(json.dumps(state)))
+
+
+def read_as(tokenizer, word):
+    """The one word that the tokenizer takes `word` for, in its own case; None if it takes it apart, or for nothing."""
+    backend = tokenizer.backend_tokenizer
+    word = backend.normalizer.normalize_str(word) if backend.normalizer else word
+    parts = backend.pre_tokenizer.pre_tokenize_str(word)
+    return parts[0][0] if len(parts) == 1 and len(parts[0][0]) == len(word) else None
+
+
+def _native(tokenizer):
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=UNKNOWN,
@@ -170,4 +194,4 @@ def _drop_rare(parts):
     return np.concatenate([part[part >= 0] for part in parts] or [np.zeros(0, np.int32)])
 
 
-__all__ = ["UNKNOWN", "Corpus", "split_words", "word_tokenizer"]
+__all__ = ["UNKNOWN", "Corpus", "add_words", "read_as", "split_words", "word_tokenizer"]

@@ -25,13 +25,26 @@ from .knn import SETTINGS as KNN
 from .knn import knn_predict
 from .linear_probe import SETTINGS as LINEAR_PROBE
 from .linear_probe import linear_probe
+from .logistic_regression import SETTINGS as LOGISTIC_REGRESSION
+from .logistic_regression import cross_validated_accuracy
 from .low_label import SETTINGS as LOW_LABEL
 from .low_label import low_label
 from .processes import process_state
 
-SETTINGS = {"knn": KNN, "linear_probe": LINEAR_PROBE, "low_label": LOW_LABEL, "fine_tune": FINE_TUNE}
+SETTINGS = {
+    "knn": KNN,
+    "linear_probe": LINEAR_PROBE,
+    "low_label": LOW_LABEL,
+    "logistic_regression": LOGISTIC_REGRESSION,
+    "fine_tune": FINE_TUNE,
+}
 PICTURES = {"neighbours", "tsne"}
-FROZEN = {"knn", "linear_probe", "low_label"} | PICTURES  # these need features; fine-tuning needs the data themselves
+FROZEN = {
+    "knn",
+    "linear_probe",
+    "low_label",
+    "logistic_regression",
+} | PICTURES  # these need features; fine-tuning needs the data themselves
 ROWS = {
     "chance": "Chance, or always the most frequent class",
     "raw_pixels": "Raw pixels",
@@ -64,6 +77,7 @@ class Metric:
 METRICS = {
     "knn": Metric("k-nearest-neighbour accuracy"),
     "linear_probe": Metric("linear probe accuracy"),
+    "logistic_regression": Metric("accuracy of logistic regression, 10-fold cross-validation"),
     "fine_tune": Metric("fine-tuned accuracy"),
 }
 
@@ -310,6 +324,8 @@ def _frozen_protocols(features, protocols, data, seed, numbers, chosen):
         if "low_label" in protocols:
             for fraction, accuracy in low_label(*rows, seed=seed).items():
                 numbers[row][f"linear_probe_{fraction:.0%}"] = percent(accuracy)
+        if "logistic_regression" in protocols:
+            numbers[row]["logistic_regression"] = percent(cross_validated_accuracy(train.features, train.labels, seed))
 
 
 def _fine_tune_protocol(encoders, tune, fractions, numbers):

@@ -9,7 +9,7 @@ import torch
 
 from ..data.text import passages
 from ..errors import InputError
-from . import language_model, pictures, words
+from . import language_model, next_sentence_retrieval, pictures, words
 from .encoders import random_encoder
 from .features import checked_labels
 from .fine_tune import FRACTIONS, LabelledRows
@@ -21,6 +21,7 @@ from .text_encoders import FIT_ROWS, bag_of_words, load_text_encoder, text_and_l
 
 EXTRA = {
     "language_model": language_model,
+    "next_sentence_retrieval": next_sentence_retrieval,
     "words": words,
 }  # protocols that need no labels: name to module, as protocols.py describes
 PROTOCOLS = (*SETTINGS, "tsne", *EXTRA)

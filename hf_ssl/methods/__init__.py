@@ -9,11 +9,13 @@ from transformers import (
 )
 
 from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
+from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
+from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
@@ -23,6 +25,7 @@ METHODS = {
     "bert": BERTForPreTraining,
     "clip": CLIPForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
+    "cpc_text": CPCTextForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
     "simclr": SimCLRForPreTraining,
@@ -42,6 +45,8 @@ AutoModelForImageClassification.register(SSLResNetConfig, SSLResNetForImageClass
 AutoBackbone.register(SSLResNetConfig, SSLResNetBackbone, exist_ok=True)
 AutoConfig.register(WordVectorsConfig.model_type, WordVectorsConfig, exist_ok=True)
 AutoModel.register(WordVectorsConfig, Word2VecModel, exist_ok=True)
+AutoConfig.register(CPCTextModelConfig.model_type, CPCTextModelConfig, exist_ok=True)
+AutoModel.register(CPCTextModelConfig, CPCTextModel, exist_ok=True)
 
 __all__ = [
     "METHODS",
@@ -52,6 +57,9 @@ __all__ = [
     "CPCAudioForPreTraining",
     "CPCAudioModel",
     "CPCAudioModelConfig",
+    "CPCTextConfig",
+    "CPCTextForPreTraining",
+    "CPCTextModel",
     "MAEConfig",
     "MAEForPreTraining",
     "MoCoConfig",
@@ -61,6 +69,7 @@ __all__ = [
     "SSLResNetConfig",
     "SSLResNetForImageClassification",
     "SSLResNetModel",
+    "CPCTextModelConfig",
     "SimCLRConfig",
     "SimCLRForPreTraining",
     "Word2VecConfig",

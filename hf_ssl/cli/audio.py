@@ -1,0 +1,18 @@
+"""Audio as a run's data."""
+
+from ..data import WaveformBatches, audio_rows, audio_windows, load_split, speaker_column
+from ..evaluation.processes import process_state
+
+
+def audio_data(config, args):
+    """(windows, their decoder) of the audio that `--dataset_name` names."""
+    name, config_name = args.dataset_name, args.dataset_config_name
+    files = load_split(name, args.train_split, sample="speech", config_name=config_name, streaming=args.streaming)
+    files, column = audio_rows(files, args.audio_column)
+    needed_by = "windows_per_speaker" if args.windows_per_speaker else None
+    if config.negative_policy.startswith("same_speaker"):
+        needed_by = f"negative_policy '{config.negative_policy}'"
+    speakers = speaker_column(files, args.speaker_column, needed_by)
+    with process_state().main_process_first():  # which reads the headers for all
+        windows = audio_windows(files, column, args.window_samples, speakers)
+    return windows, WaveformBatches(args.window_samples, args.windows_per_speaker)

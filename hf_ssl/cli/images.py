@@ -1,0 +1,37 @@
+"""Images as a run's data."""
+
+from ..data import TWO_VIEWS, ImageDecoder, TwoViews, image_rows, load_split
+from ..errors import InputError
+
+
+def image_data(args, channels, view):
+    """(rows, their decoder) of the images that `--dataset_name` names."""
+    rows = load_split(
+        args.dataset_name, args.train_split, config_name=args.dataset_config_name, streaming=args.streaming
+    )
+    rows, column = image_rows(rows, args.image_column)
+    return rows.select_columns([column]), ImageDecoder(column, channels, view)
+
+
+def view_size(config, args):
+    """The side of a view in pixels."""
+    name, encoder = "backbone_config", config.backbone_config
+    if hasattr(encoder, "vision_config"):
+        name, encoder = "backbone_config.vision_config", encoder.vision_config
+    fixed = getattr(encoder, "image_size", None)
+    fixed = fixed[0] if isinstance(fixed, list | tuple) else fixed
+    if fixed and args.image_size and args.image_size != fixed:
+        raise InputError(
+            f"image_size {args.image_size} does not fit the backbone, which has {fixed}: set "
+            f"--config_overrides {name}.image_size={args.image_size}."
+        )
+    return args.image_size or fixed or 224
+
+
+def two_views(args, size, processor):
+    """The augmentation that `--views` names, with the changes that other arguments make."""
+    given = {name: getattr(args, name) for name in ("jitter_strength", "blur_probability", "solarize_probability")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if args.min_crop_scale is not None:
+        changes["scale"] = (args.min_crop_scale, 1.0)
+    return TwoViews(size, processor.image_mean, processor.image_std, **TWO_VIEWS[args.views] | changes)

@@ -1,0 +1,123 @@
+"""Images with captions as a run's data, their tokenizer, and the towers that read them."""
+
+import logging
+
+import torch
+from accelerate.utils import gather_object
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    CLIPImageProcessor,
+    CLIPProcessor,
+    CLIPTextConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderProcessor,
+)
+
+from ..data import PairDecoder, RandomSquareCrop, load_split, pair_rows, train_bpe
+from ..data.pairs import captions
+from ..errors import InputError
+from .images import view_size
+from .parse import checked
+from .text import from_main, named_tokenizer, take_vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+def choose_towers(config, args):
+    """Put the encoders that `--vision_tower` and `--text_tower` name in the place of the preset's; `load_towers` then finds
+    their weights by the name_or_path of their configs."""
+    native, parts = config.backbone_config, ("vision", "text")
+    named = {part: name for part in parts if (name := getattr(args, f"{part}_tower"))}
+    if not named:
+        return
+    if config.name_or_path or native.name_or_path:
+        raise InputError(f"{next(iter(named))}_tower does not go with backbone '{args.backbone}', which has its own.")
+    towers = {part: getattr(native, f"{part}_config") for part in parts}
+    for part, name in named.items():
+        try:
+            found = AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{part}_tower '{name}' is not a folder or Hub id of a model of transformers.") from error
+        towers[part] = getattr(found, f"{part}_config", found)
+        towers[part].name_or_path = name
+    alike = [config.model_type for config in towers.values()] == ["clip_vision_model", "clip_text_model"]
+    kind = type(native) if alike else VisionTextDualEncoderConfig
+    config.backbone_config = kind(
+        vision_config=towers["vision"], text_config=towers["text"], projection_dim=native.projection_dim,
+        logit_scale_init_value=native.logit_scale_init_value,
+    )  # fmt: skip
+
+
+def load_towers(model):
+    """Read the weights of the towers that `choose_towers` put in."""
+    for part in ("vision", "text"):
+        tower, config = getattr(model.clip, f"{part}_model"), getattr(model.config.backbone_config, f"{part}_config")
+        if name := config.name_or_path:
+            weights = type(tower).from_pretrained(name, dtype=torch.float32)
+            checked(lambda tower=tower, weights=weights: tower.load_state_dict(weights.state_dict()))
+            config.name_or_path = ""  # as in `build_model`
+
+
+def pair_data(args):
+    """(rows, image column, text column) of the pairs that `--dataset_name` names."""
+    name, config_name = args.dataset_name, args.dataset_config_name
+    rows = load_split(name, args.train_split, sample="emoji", config_name=config_name, streaming=args.streaming)
+    return pair_rows(rows, args.image_column, args.text_column)
+
+
+def pair_tokenizer(config, args, rows, column):
+    """The tokenizer that a resumed run began with, that `--tokenizer_name` names or the text tower brings, or one learnt
+    from the captions. `config` takes over its vocabulary. Called by every process."""
+    native = config.backbone_config.text_config
+    begun_from = config.name_or_path or config.backbone_config.name_or_path or native.name_or_path
+    tokenizer, name = named_tokenizer(args, begun_from)
+    if tokenizer is None:
+        cells = (cell for block in rows.select_columns([column]).iter(1000) for cell in block[column])
+        texts = (caption for cell in cells for caption in captions(cell))
+        tokenizer = from_main(lambda: train_bpe(texts, args.vocab_size, args.max_seq_length))
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if None in (end, tokenizer.pad_token_id):
+        raise InputError(f"tokenizer_name '{name}' has no token for the end of a text, or none for padding.")
+    take_vocabulary(native, tokenizer, name, begun_from)
+    if not begun_from:
+        native.bos_token_id, native.eos_token_id = tokenizer.bos_token_id, end
+        if end == 2 and isinstance(native, CLIPTextConfig):
+            raise InputError(
+                f"tokenizer_name '{name}' ends texts by token 2, by which transformers' CLIP means the highest token: choose "
+                "another, or none to learn one."
+            )
+    if args.max_seq_length > native.max_position_embeddings:
+        raise InputError(
+            f"max_seq_length {args.max_seq_length} exceeds the text tower's {native.max_position_embeddings} positions: "
+            "lower it, or set --config_overrides backbone_config.text_config.max_position_embeddings."
+        )
+    return tokenizer
+
+
+def pair_processor(config, args, tokenizer):
+    """The tokenizer with the image processor of the vision tower, or CLIP's for one that begins anew."""
+    native = config.backbone_config
+    size = view_size(config, args)
+    if name := config.name_or_path or native.name_or_path or native.vision_config.name_or_path:
+        images = AutoImageProcessor.from_pretrained(name)
+    else:
+        images = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return (CLIPProcessor if native.model_type == "clip" else VisionTextDualEncoderProcessor)(images, tokenizer)
+
+
+def pair_decoder(config, args, columns, processor):
+    """What reads the rows of `pair_data` as `processor` does, but for CLIP's random squares."""
+    images, scale = processor.image_processor, args.min_crop_scale or 1.0
+    view = RandomSquareCrop(view_size(config, args), images.image_mean, images.image_std, (scale, 1.0))
+    channels = config.backbone_config.vision_config.num_channels
+    return PairDecoder(*columns, channels, view, processor.tokenizer, args.max_seq_length)
+
+
+def report_cut(decoder):
+    """Tell how many captions a run has cut. Called by every process."""
+    cut, seen = (sum(counts) for counts in zip(*gather_object([(int(decoder.cut), decoder.seen)]), strict=True))
+    if cut:
+        logger.warning(
+            "%d of %d captions were longer than max_seq_length=%d and were cut.", cut, seen, decoder.max_seq_length
+        )

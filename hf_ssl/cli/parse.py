@@ -1,0 +1,147 @@
+"""The command line of the pretraining scripts: a preset's recipe as defaults, flags on top."""
+
+import difflib
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, PreTrainedConfig
+from transformers.utils import cached_file
+
+from ..checkpoints import RUN_FILE
+from ..errors import InputError
+from ..evaluation.processes import process_state
+
+
+def parse_arguments(config_class, recipes, arguments_class, description=None):
+    """(config, arguments of `arguments_class`) from the command line.
+
+    recipes: preset name -> (config values, training values); the first is the default. `--backbone` chooses a preset, a
+    release of the method to go on from (with its run's training values), or any encoder of transformers, by model_type to
+    begin anew or by Hub id or folder to go on from (with the last preset's).
+    """
+    set_up_logging()
+    parser = HfArgumentParser(arguments_class, description=description)
+    options = parser._option_string_actions
+    options["--backbone"].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
+    backbone = parser.parse_known_args()[0].backbone or next(iter(recipes))
+    training_values = list(recipes.values())[-1][1]
+    if backbone in recipes:
+        values, training_values = recipes[backbone]
+        config = checked(lambda: config_class(**values))
+    elif (config := _release_config(config_class, backbone)) is not None:
+        training_values = training_values | _release_values(backbone, recipes)
+    else:
+        encoder = _encoder_config(backbone, recipes)
+        config = checked(lambda: config_class(backbone_config=encoder))
+    parser.set_defaults(**{"backbone": backbone} | training_values)
+    given, unknown = parser.parse_known_args()
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=1)
+        raise InputError(
+            f"The argument {unknown[0]} is unknown: " + (f"did you mean {close[0]}?" if close else "see --help.")
+        )
+    args = arguments_class(**vars(given))
+    return override_config(config, args.config_overrides), args
+
+
+def _release_values(name, recipes):
+    """How a release was trained, as far as presets say it; nothing where the release does not tell."""
+    try:
+        file = cached_file(name, RUN_FILE, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        file = None
+    arguments = json.loads(Path(file).read_text())["arguments"] if file else {}
+    named = {key for _, training_values in recipes.values() for key in training_values} - {"output_dir"}
+    return {key: value for key, value in arguments.items() if key in named}
+
+
+def _release_config(config_class, name):
+    """The config of a release of this method; None for anything else, another method's release too: it has an encoder."""
+    quiet = {"_raise_exceptions_for_missing_entries": False}
+    try:
+        if cached_file(name, "config.json", subfolder="pretraining", **quiet) is None:
+            return None
+        config = AutoConfig.from_pretrained(name, subfolder="pretraining")
+    except (OSError, ValueError):
+        return None
+    config.name_or_path = name  # where `build_model` finds the weights
+    return config if isinstance(config, config_class) else None
+
+
+def _encoder_config(name, recipes):
+    if name in CONFIG_MAPPING:
+        return AutoConfig.for_model(name)
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"backbone '{name}' is neither one of {list(recipes)}, nor a release with pretraining/config.json, nor an encoder "
+            "that transformers knows by type, folder or Hub id."
+        ) from error
+
+
+def build_model(model_class, config, args):
+    """The model to train: drawn from the seed, with the weights of the release or encoder that `--backbone` named."""
+    if name := config.name_or_path:
+        return checked(lambda: model_class.from_pretrained(name, subfolder="pretraining", config=config))
+    torch.manual_seed(args.seed)
+    model = checked(lambda: model_class(config))
+    if encoder := config.backbone_config.name_or_path:
+        weights = model_class.encoder_class.from_pretrained(encoder, dtype=torch.float32)
+        checked(lambda: model.load_encoder(weights), f"backbone '{encoder}' does not fit config_overrides: ")
+        model.config.backbone_config.name_or_path = ""  # its place is no part of what the model is, and not published
+    return model
+
+
+def override_config(config, overrides):
+    """Apply a string of overrides, `a=1,backbone_config.b=2`; refuses unknown names and values that do not validate."""
+    owners = [config]
+    for item in filter(None, overrides.split(",")):
+        name, equals, value = item.strip().partition("=")
+        owner, key = config, name
+        while "." in key and isinstance(getattr(owner, key.split(".")[0], None), PreTrainedConfig):
+            first, key = key.split(".", 1)
+            owner = getattr(owner, first)
+        owners.append(owner)
+        if not equals or not hasattr(owner, key):
+            names = sorted(k for k in owner.to_dict() if k != "model_type")
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"expected name=value with one of {names}."
+            raise InputError(f"config_overrides has no setting '{item.strip()}': {hint}")
+        checked(lambda owner=owner, key=key, value=value: owner.update_from_string(f"{key}={value}"), f"{name}: ")
+    for owner in owners:
+        checked(owner.validate)  # assignment alone does not check
+    return config
+
+
+def checked(build, prefix=""):
+    try:
+        return build()
+    except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(prefix + str(error).strip().split("\n")[-1].strip().removeprefix("ValueError: ")) from error
+
+
+def set_up_logging():
+    """What a user reads: our own messages from the main process, and the libraries' warnings."""
+    main = process_state().is_main_process
+    level = logging.INFO if main else logging.ERROR
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("hf_ssl").setLevel(level)
+    logging.getLogger("accelerate.utils.other").setLevel(
+        logging.ERROR
+    )  # tells at each checkpoint of weights that are tied
+    logging.captureWarnings(True)
+    warnings.simplefilter("default" if main else "ignore")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
