@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from processes import launch
+from test_scripts import run, run_card
 from transformers import Wav2Vec2FeatureExtractor
 
-from hf_ssl import CPCAudioConfig
+from hf_ssl import CPCAudioConfig, CPCAudioForPreTraining
 from hf_ssl.arguments import AudioArguments
-from hf_ssl.cli import audio_data
+from hf_ssl.cli import audio_data, build_model
 from hf_ssl.data import (
     DataError,
     TrainLoader,
@@ -30,6 +32,7 @@ from hf_ssl.data import (
 from hf_ssl.data.loader import _in_runs
 from hf_ssl.data.windows import speaker_id
 from hf_ssl.errors import InputError
+from hf_ssl.training import train
 
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": None}
 RATES = (8000, 16000, 22050, 44100, 48000)
@@ -422,3 +425,38 @@ def test_what_is_asked_in_vain(tmp_path):
 
 def test_speakers_have_lasting_numbers():
     assert [speaker_id(value) for value in (7, None, "7", "ann")] == [7, -1, 8333924190356522945, 5088345978781694418]
+
+
+def trained(folder, streaming, max_steps, resume=None):
+    """(weights, history) of a run of CPC with batches of one speaker, in a process of its own."""
+    args = AudioArguments(
+        output_dir=str(folder), streaming=streaming, max_steps=max_steps, per_device_train_batch_size=4, logging_steps=3,
+        save_steps=2, lr_scheduler_type="constant", windows_per_speaker=2, shuffle_buffer_size=8, window_samples=WINDOW,
+        resume_from_checkpoint=resume, eval_protocols="none", cpu_threads=1,
+    )  # fmt: skip
+    encoder = dict(model_type="ssl_cpc_audio_model", conv_size=8, hidden_size=8)
+    config = CPCAudioConfig(backbone_config=encoder, negative_policy="same_speaker")
+    rows, decoder = audio_data(config, args)
+    run = train(build_model(CPCAudioForPreTraining, config, args), rows, decoder, args)
+    return {name: value.numpy() for name, value in run.model.state_dict().items()}, run.history
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_on_speech_is_taken_up_bitwise(streaming, tmp_path):
+    """The log too: its metrics are means over steps on both sides of the checkpoint."""
+    [(expected, history)] = launch(trained, tmp_path / "whole", streaming, 6)
+    launch(trained, tmp_path / "parts", streaming, 4)
+    [(weights, history_2)] = launch(trained, tmp_path / "parts", streaming, 6, "auto")
+    assert all(np.array_equal(weights[name], value) for name, value in expected.items())
+    assert history_2[-1] == history[-1] and {"loss", "nats_1", "nats_12", "hits"} <= history[-1].keys()
+
+
+def test_a_run_on_speech_ends_with_phones_and_speakers(tmp_path):
+    """From the embedded recordings to a release that plain transformers loads, by the code that it brings."""
+    small = "backbone_config.conv_size=16,backbone_config.hidden_size=16"
+    flags = ["--max_steps", 2, "--config_overrides", small, "--logging_steps", 1, "--output_dir", tmp_path / "run"]
+    code, out, err = run("pretrain_cpc_audio.py", *flags, "--eval_protocols", "linear_probe")
+    assert code == 0 and "MFCC" in out and "linear probe (speaker)" in out, err
+    card = (tmp_path / "run/README.md").read_text()
+    assert "| negatives | 128 frames a window, current |" in card and "--max_steps 2" in card
+    run_card(tmp_path / "run", "frames.shape == (1, 200, 16)")
