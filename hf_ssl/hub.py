@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
-from .checkpoints import RUN_FILE, write_json
+from .checkpoints import RUN_FILE, from_main, write_json
 from .errors import InputError
 from .evaluation import EVALUATIONS, PAIRS, Metric, modality_of, results_table
 from .evaluation.pictures import save_loss
@@ -133,16 +133,23 @@ def evaluate_release(run):
             output_dir=args.output_dir,
         )
 
+    def attempt(protocols):
+        """(results, None), or (None, what was in the way of the main process, and all processes know it)."""
+        try:
+            results, error = evaluate(protocols), None
+        except InputError as found:
+            results, error = None, found
+        return results, from_main(process_state(), lambda: error)
+
     asked = args.eval_protocols.split(",")
-    try:
-        results, done = evaluate(asked), asked
-    except InputError as error:  # data without labels, or without a test split, is what pretraining is for
-        results, done = None, []
+    done = asked
+    results, error = attempt(asked)
+    if error is not None:  # data without labels, or without a test split, are what pretraining is for
+        done = []
         for protocol in asked if len(asked) > 1 else []:  # what one protocol lacks another may not need
-            try:
-                results, done = evaluate([protocol]), [*done, protocol]
-            except InputError:
-                continue
+            found, failed = attempt([protocol])
+            if failed is None:
+                results, done = found, [*done, protocol]
         if not done:
             logger.warning("The release is whole but was not evaluated: %s", error)
             return

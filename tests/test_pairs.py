@@ -92,9 +92,8 @@ def test_broken_pairs_are_skipped_and_counted(rows, tokenizer):
         batch = reader.view(**batch)
         seen += (batch["pixel_values"][:, 0, 0, 0] * 255).round().int().tolist()
         assert batch["pixel_values"].shape == (16, 3, 6, 6) and batch["input_ids"].shape[1] == 8
-    assert loader.broken == 3 and not {5, 6, 7} & set(seen) and len(set(seen)) > 40
-    reason = loader.reasons["broken"]
-    assert "is empty or missing" in reason or "cannot identify" in reason
+    assert loader.broken + loader.unfit == 3 and not {5, 6, 7} & set(seen) and len(set(seen)) > 40
+    assert "is empty or missing" in loader.reasons["unfit"] and "cannot identify" in loader.reasons["broken"]
     assert reader.seen == 48 and reader.cut == seen.count(seen[0]) * 0 + sum(
         number % 5 == 2 for number in seen if number != 8
     )
@@ -168,7 +167,7 @@ def test_folders_and_shards(files, tokenizer, streaming):
         reader = decoder(columns, tokenizer)
         loader = TrainLoader(data, reader, 6, seed=0, buffer_size=12)
         batches = [reader.view(**batch) for _, batch in zip(range(4), loader, strict=False)]
-        assert loader.broken >= 1 and "is empty or missing" in loader.reasons["broken"]
+        assert loader.unfit >= 1 and "is empty or missing" in loader.reasons["unfit"]
         pixels = torch.cat([batch["pixel_values"][:, 0, 0, 0] for batch in batches]).mul(255).round().int().tolist()
         for number, ids in zip(pixels, (ids for batch in batches for ids in batch["input_ids"]), strict=True):
             expected = tokenizer(WORDS[number % 5], truncation=True, max_length=8)["input_ids"]

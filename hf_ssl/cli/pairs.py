@@ -7,6 +7,7 @@ from accelerate.utils import gather_object
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     CLIPImageProcessor,
     CLIPProcessor,
     CLIPTextConfig,
@@ -14,12 +15,16 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
+from ..checkpoints import from_main
 from ..data import PairDecoder, RandomSquareCrop, load_split, pair_rows, train_bpe
 from ..data.pairs import captions
 from ..errors import InputError
+from ..evaluation.encoders import one_line
+from ..evaluation.processes import process_state
+from ..methods._backbone import check_backbone
 from .images import view_size
-from .parse import checked
-from .text import from_main, named_tokenizer, take_vocabulary
+from .parse import checked, override_config
+from .text import named_tokenizer, take_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +46,32 @@ def choose_towers(config, args):
             raise InputError(f"{part}_tower '{name}' is not a folder or Hub id of a model of transformers.") from error
         towers[part] = getattr(found, f"{part}_config", found)
         towers[part].name_or_path = name
+        _check_tower(part, name, towers[part])
     alike = [config.model_type for config in towers.values()] == ["clip_vision_model", "clip_text_model"]
     kind = type(native) if alike else VisionTextDualEncoderConfig
     config.backbone_config = kind(
         vision_config=towers["vision"], text_config=towers["text"], projection_dim=native.projection_dim,
         logit_scale_init_value=native.logit_scale_init_value,
     )  # fmt: skip
+    override_config(config, args.config_overrides)  # once more: those of the towers were lost with the preset's
+
+
+def _check_tower(part, name, config):
+    """Refuse what has no pooled features of a width that its config tells."""
+    try:
+        if not hasattr(config, "hidden_size"):
+            raise ValueError("its config has no hidden_size")
+        if part == "vision":
+            check_backbone(config)
+        else:
+            with torch.device("meta"):  # shapes only
+                output = AutoModel.from_config(config).eval()(torch.zeros(1, 4, dtype=torch.long))
+            if getattr(output, "pooler_output", None) is None:
+                raise ValueError(f"model_type '{config.model_type}' has none")
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{part}_tower '{name}' gives no pooler_output of a width hidden_size: {one_line(error)}."
+        ) from error
 
 
 def load_towers(model):
@@ -54,9 +79,22 @@ def load_towers(model):
     for part in ("vision", "text"):
         tower, config = getattr(model.clip, f"{part}_model"), getattr(model.config.backbone_config, f"{part}_config")
         if name := config.name_or_path:
-            weights = type(tower).from_pretrained(name, dtype=torch.float32)
-            checked(lambda tower=tower, weights=weights: tower.load_state_dict(weights.state_dict()))
+            weights = _tower_weights(part, name, type(tower))
+            checked(lambda tower=tower, weights=weights: tower.load_state_dict(weights))
             config.name_or_path = ""  # as in `build_model`
+
+
+def _tower_weights(part, name, tower_class):
+    """All weights of the tower, as the checkpoint has them: one that it lacks would be random."""
+    try:
+        if AutoConfig.from_pretrained(name).model_type == "vision-text-dual-encoder":
+            return getattr(AutoModel.from_pretrained(name, dtype=torch.float32), f"{part}_model").state_dict()
+        tower, report = tower_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{part}_tower '{name}' has no weights that can be read: {one_line(error)}.") from error
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"{part}_tower '{name}' lacks {len(missing)} of its weights, for example '{missing[0]}'.")
+    return tower.state_dict()
 
 
 def pair_data(args):
@@ -75,7 +113,7 @@ def pair_tokenizer(config, args, rows, column):
     if tokenizer is None:
         cells = (cell for block in rows.select_columns([column]).iter(1000) for cell in block[column])
         texts = (caption for cell in cells for caption in captions(cell))
-        tokenizer = from_main(lambda: train_bpe(texts, args.vocab_size, args.max_seq_length))
+        tokenizer = from_main(process_state(), lambda: train_bpe(texts, args.vocab_size, args.max_seq_length))
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if None in (end, tokenizer.pad_token_id):
         raise InputError(f"tokenizer_name '{name}' has no token for the end of a text, or none for padding.")
@@ -109,7 +147,8 @@ def pair_processor(config, args, tokenizer):
 def pair_decoder(config, args, columns, processor):
     """What reads the rows of `pair_data` as `processor` does, but for CLIP's random squares."""
     images, scale = processor.image_processor, args.min_crop_scale or 1.0
-    view = RandomSquareCrop(view_size(config, args), images.image_mean, images.image_std, (scale, 1.0))
+    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
+    view = RandomSquareCrop(size["height"], images.image_mean, images.image_std, (scale, 1.0))
     channels = config.backbone_config.vision_config.num_channels
     return PairDecoder(*columns, channels, view, processor.tokenizer, args.max_seq_length)
 

@@ -1,9 +1,9 @@
 """Documents as a run's data, and their vocabulary."""
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from transformers import AutoTokenizer
 
-from ..checkpoints import kept_tokenizer
+from ..checkpoints import from_main, kept_tokenizer
 from ..data import TokenBatches, WindowBatches, load_split, sentence_rows, text_rows, token_rows, train_wordpiece
 from ..data.words import Corpus, word_tokenizer
 from ..errors import InputError
@@ -39,12 +39,6 @@ def take_vocabulary(native, tokenizer, name, begun_from):
         )
 
 
-def from_main(make):
-    """What the main process makes, in all of them."""
-    told = [make() if process_state().is_main_process else None]
-    return broadcast_object_list(told)[0]
-
-
 def text_tokenizer(config, args, documents, column):
     """The tokenizer that a resumed run began with, that `--tokenizer_name` names or the backbone brings, or one learnt
     from the documents. `config` takes over its vocabulary. Called by every process."""
@@ -53,7 +47,7 @@ def text_tokenizer(config, args, documents, column):
     tokenizer, name = named_tokenizer(args, begun_from)
     if tokenizer is None and args.train_tokenizer:
         texts = lambda: (text or "" for block in documents.iter(1000) for text in block[column])  # noqa: E731
-        tokenizer = from_main(lambda: train_wordpiece(texts, args.vocab_size, args.max_seq_length))
+        tokenizer = from_main(process_state(), lambda: train_wordpiece(texts, args.vocab_size, args.max_seq_length))
     elif tokenizer is None:
         raise InputError("There is no vocabulary: name one by --tokenizer_name, or learn one by --train_tokenizer.")
 

@@ -141,6 +141,7 @@ class TrainLoader:
 
     def state_dict(self):
         state = {"streaming": self.streaming, "rows_seen": self.rows_seen, "broken": self.broken, "unfit": self.unfit}
+        state["run_length"] = self.run_length
         if not self.streaming:
             state["rows"] = len(self.data)
         else:
@@ -153,6 +154,11 @@ class TrainLoader:
             raise DataError(
                 f"The checkpoint's data was {'streamed' if state['streaming'] else 'not streamed'}: resume with "
                 f"{'--streaming' if state['streaming'] else 'no --streaming'}."
+            )
+        if state.get("run_length", 1) != self.run_length:
+            raise DataError(
+                f"The checkpoint's batches held runs of {state.get('run_length', 1)} rows of one {self.group_column or 'group'}, "
+                f"now of {self.run_length}: resume with the same."
             )
         if not self.streaming and state["rows"] != len(self.data):
             raise DataError(

@@ -6,6 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..methods._random import fold_in, uniform
 from .images import ImageDecoder, image_rows
+from .loader import Unfit
 from .loading import DataError, find_column
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "txt", "sentences", "sentence", "raw", "alt_text", "title", "json")
@@ -52,7 +53,7 @@ class PairDecoder:
     def decode(self, row):
         found = captions(row[self.text_column])
         if not found:
-            raise ValueError(f"the caption in '{self.text_column}' is empty or missing")
+            raise Unfit(f"the caption in '{self.text_column}' is empty or missing")
         return self.images.decode(row), found
 
     def collate(self, pairs, sample_seeds):
@@ -74,10 +75,7 @@ class PairDecoder:
         }
 
     def view(self, input_ids, attention_mask, cut, **images):
-        self.cut, self.seen = (
-            self.cut + cut,
-            self.seen + len(input_ids),
-        )  # in the main process, where there are workers
+        self.cut, self.seen = self.cut + cut, self.seen + len(input_ids)  # here, since workers have their own decoder
         view = self.images.view(**images)
         return {"pixel_values": view["pixel_values"], "input_ids": input_ids, "attention_mask": attention_mask}
 

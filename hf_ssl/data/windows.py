@@ -45,6 +45,8 @@ def speaker_column(data, speaker_column=None, needed_by=None):
     column = find_column(data, speaker_column, "speaker", SPEAKER_COLUMNS)
     kind = getattr((data.features or {}).get(column), "dtype", "int64")
     if not kind.startswith(("int", "uint", "string", "large_string")):
+        if speaker_column is None and needed_by is None:
+            return None
         raise DataError(f"speaker_column '{column}' holds {kind} values: expected names or whole numbers.")
     return column
 
@@ -182,7 +184,7 @@ class WaveformBatches:
         if len(waveform) < window:
             raise ValueError("the audio ends before its header says")
         if waveform.std() < SILENCE:
-            raise ValueError("the audio is silent")
+            raise Unfit("the audio is silent")
         return waveform, row.get("speaker")
 
     def collate(self, items, sample_seeds):

@@ -6,7 +6,7 @@ from ..data.audio import SPEAKER_COLUMNS
 from . import pictures
 from .audio_encoders import audio_and_label, load_audio_encoder, mfcc_encoder
 from .encoders import random_encoder
-from .phones import HIDDEN, Phones
+from .phones import HIDDEN, Phones, find_segments
 from .protocols import FROZEN, Source, Splits, check_protocols, run_protocols
 from .supervised import EPOCHS, Supervised, metrics_of
 
@@ -30,6 +30,8 @@ def evaluate_audio(
     encoder = load_audio_encoder(name_or_path, revision)
     split_names, columns = (train_split, test_split), (audio_column,) if audio_column else ()
     source = Source("speech", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed)
+    if {"phones", "phones_hidden"} & set(protocols):  # refused before features are extracted
+        find_segments(source.train_rows(), source.test_rows(), segments_column)
     data = load_recordings(source, label_column) if FROZEN & set(protocols) else None
     encoders = {"pretrained": encoder}
     if baselines:

@@ -97,7 +97,8 @@ def bag_predictions(bag, windows, steps):
 
 
 def retrieval_accuracy(sentences, predictions, present, seed=0, candidates=CANDIDATES):
-    """For each of the K steps, how often the sentence that was to come scores highest; of n equals each has a share of 1 / n.
+    """For each of the K steps that documents are long enough for, how often the sentence that was to come scores highest; of
+    n equals each has a share of 1 / n.
 
     sentences: (N, S, D), predictions: (N, S - K, K, D), present: (N, S), as the function `predictions` gives them. The
     candidates are drawn anew for each prediction, and are other sentences than the true one.
@@ -110,6 +111,8 @@ def retrieval_accuracy(sentences, predictions, present, seed=0, candidates=CANDI
     for k in range(1, steps + 1):
         true = number[:, k : k + contexts]
         asked, true = predictions[:, :, k - 1][true >= 0], true[true >= 0]  # (Q, D), (Q,)
+        if len(true) == 0:
+            break
         others = torch.randint(len(pool) - 1, (len(true), candidates - 1), generator=generator).to(true.device)
         others += others >= true[:, None]
         right = 0.0

@@ -230,8 +230,8 @@ def find_segments(train, test, segments_column=None):
         if segments_column:
             raise DataError(f"segments_column '{segments_column}' holds no lists of a start, an end and a label.")
         raise DataError(
-            f"No column of segments was found among {names}: name it with --segments_column, or "
-            "ask for other protocols."
+            f"No column of segments was found among {names}: name it with --segments_column of "
+            "evaluate.py, or ask for other protocols."
         )
     [key] = kinds.keys() - {"start", "end"}
     kind = kinds[key]
@@ -241,7 +241,11 @@ def find_segments(train, test, segments_column=None):
     for rows in (train, test):
         for value in rows.select_columns([column]):
             value = value[column]
-            values.update(value[key] if isinstance(value, dict) else (row[key] for row in value))
+            values.update(value[key] if isinstance(value, dict) else (row[key] for row in value or []))
+    if not values:
+        raise DataError(
+            f"segments_column '{column}' holds no segments: expected lists of a start, an end and a label."
+        )
     if all(isinstance(value, int) for value in values):
         return Segments(column, key, [str(number) for number in range(max(values) + 1)])
     return Segments(column, key, sorted(values))

@@ -28,10 +28,15 @@ def build_backbone(config):
     for module in backbone.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True  # an activation less in memory; transformers adds residuals before it
-    for name, parameter in backbone.named_parameters():
-        if name.endswith("mask_token"):  # of DINOv2 and its kin, which nothing here hides from
-            parameter.requires_grad_(False)
+    freeze_mask_tokens(backbone)
     return backbone
+
+
+def freeze_mask_tokens(model):
+    """Those of DINOv2 and its kin, which nothing here hides from: they would wait for a gradient in vain."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("mask_token"):
+            parameter.requires_grad_(False)
 
 
 def pooled(backbone, pixel_values):

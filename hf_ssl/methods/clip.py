@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, CLIPTextConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
-from ._backbone import native_copy
+from ._backbone import freeze_mask_tokens, native_copy
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._contrastive import pair_cross_entropy
 from ._random import fold_in
@@ -59,6 +59,7 @@ class CLIPForPreTraining(SSLModel):
     def __init__(self, config: SSLCLIPConfig):
         super().__init__(config)
         self.clip = AutoModel.from_config(config.backbone_config, dtype=torch.float32)
+        freeze_mask_tokens(self.clip)
         self.micro_batch_size = 0  # rows that are encoded with gradient at a time, 0: all
         self.post_init()
         self.frozen = [

@@ -11,8 +11,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._cpc_audio_model import CPCAudioModel
-from ._distributed import gather, rank
+from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
+from ._distributed import gather, rank, world_size
 from ._futures import FuturePredictor, draw_negatives, future_info_nce, information_bound
 
 # where the negatives of a window come from: windows of (any or the same speaker), with or without the window itself
@@ -38,6 +38,9 @@ class CPCAudioConfig(SSLConfig):
     negative_policy: str = "mixed"
 
     def validate_choices(self):
+        if not isinstance(self.backbone_config, CPCAudioModelConfig):
+            found = self.backbone_config.model_type
+            raise ValueError(f"backbone_config must be of model_type 'ssl_cpc_audio_model', found '{found}'.")
         if self.negative_policy not in POLICIES:
             raise ValueError(f"negative_policy must be one of {', '.join(POLICIES)}, found '{self.negative_policy}'.")
         for name in ("prediction_steps", "negatives"):
@@ -80,8 +83,8 @@ class CPCAudioForPreTraining(SSLModel):
 
     def _allowed(self, count, speaker_ids, device):
         """(N, A): which windows of all processes a window's negatives come from."""
-        everyone = gather(torch.arange(count, device=device))
-        current = torch.arange(len(everyone), device=device) == (rank() * count + everyone[:count])[:, None]
+        places = torch.arange(count * world_size(), device=device)
+        current = places == (rank() * count + places[:count])[:, None]
         policy = self.config.negative_policy
         if policy == "current":
             return current
@@ -90,7 +93,7 @@ class CPCAudioForPreTraining(SSLModel):
             return others
         if speaker_ids is None:
             raise ValueError(f"negative_policy '{policy}' needs speaker_ids: the data have no column of speakers.")
-        same = (gather(speaker_ids) == speaker_ids[:, None]) & others
+        same = (gather(speaker_ids) == speaker_ids[:, None]) & (speaker_ids[:, None] >= 0) & others  # -1: nobody knows
         return torch.where(same.any(1, keepdim=True), same, others)
 
     def check_batch(self, size, processes):
@@ -104,7 +107,7 @@ class CPCAudioForPreTraining(SSLModel):
         return self.backbone(input_values, attention_mask).pooler_output
 
     def export_encoder(self) -> CPCAudioModel:
-        encoder = CPCAudioModel(self.config.backbone_config)
+        encoder = CPCAudioModel(CPCAudioModelConfig.from_dict(self.config.backbone_config.to_dict()))
         encoder.load_state_dict(self.backbone.state_dict())
         return encoder.float().eval()
 

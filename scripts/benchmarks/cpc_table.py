@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hf_ssl.errors import InputError
+
 PRETRAIN = Path(__file__).parents[1] / "pretrain_cpc_audio.py"
 PROTOCOLS = "phones,linear_probe"
 METHODS = {  # row of the results -> as the paper calls it
@@ -16,7 +18,7 @@ METHODS = {  # row of the results -> as the paper calls it
 STEPS = {f"{k} steps": (f"prediction_steps={k}", "") for k in (2, 4, 8, 12, 16)}
 GROUPED = "--windows_per_speaker 8"
 POLICIES = {
-    "Mixed speaker": ("", ""),
+    "Mixed speaker": ("negative_policy=mixed", ""),
     "Same speaker": ("negative_policy=same_speaker", GROUPED),
     "Mixed speaker (excl.)": ("negative_policy=mixed_excluding_current", ""),
     "Same speaker (excl.)": ("negative_policy=same_speaker_excluding_current", GROUPED),
@@ -36,18 +38,20 @@ def run(folder, flags, overrides, more, protocols):
 
 def compare(output_dir, flags):
     """flags: of pretrain_cpc_audio.py, for all runs. Runs that have ended in `output_dir` are not made again."""
+    if "--config_overrides" in flags:
+        raise InputError("flags must not set --config_overrides: the rows of the tables differ by them.")
     folder = Path(output_dir)
-    first = run(folder / "12_steps", flags, *STEPS["12 steps"], f"{PROTOCOLS},phones_hidden,supervised")
+    protocols = f"{PROTOCOLS},phones_hidden,supervised"
+    first = run(folder / "12_steps", flags, *STEPS["12 steps"], protocols)
     columns = {"Phones": "phones", "one hidden layer": "phones_hidden", "Speakers": "linear_probe"}
     print_table("Method", columns, {METHODS[row]: first[row] for row in METHODS if row in first})
-    found = {"": first}
+    found = {STEPS["12 steps"]: first}
     for title, variants in (("Steps predicted", STEPS), ("Negatives from", POLICIES)):
         rows = {}
-        for name, (overrides, more) in variants.items():
-            key = overrides.removeprefix("prediction_steps=12")
-            if key not in found:
-                found[key] = run(folder / name.replace(" ", "_").lower(), flags, overrides, more, PROTOCOLS)
-            rows[name] = found[key]["pretrained"]
+        for name, variant in variants.items():
+            if variant not in found:
+                found[variant] = run(folder / name.replace(" ", "_").lower(), flags, *variant, PROTOCOLS)
+            rows[name] = found[variant]["pretrained"]
         print_table(title, {"Phones": "phones", "Speakers": "linear_probe"}, rows)
 
 
