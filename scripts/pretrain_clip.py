@@ -3,7 +3,7 @@
 accelerate launch scripts/pretrain_clip.py                   # the embedded captioned emoji, some minutes on a CPU
 accelerate launch scripts/pretrain_clip.py --dataset_name path/to/pairs --output_dir runs/mine   # a folder with metadata.csv, ...
 accelerate launch scripts/pretrain_clip.py --backbone vit-b-32 --dataset_name "path/to/*.tar" --streaming \\
-    --max_steps 400000 --output_dir runs/vit-b-32            # webdataset shards
+    --tokenizer_name openai/clip-vit-base-patch32 --max_steps 400000 --output_dir runs/vit-b-32    # webdataset shards
 accelerate launch scripts/pretrain_clip.py --vision_tower facebook/dinov2-small --config_overrides freeze_vision=true \\
     --dataset_name path/to/pairs --output_dir runs/locked    # locked-image tuning
 """
