@@ -2,6 +2,8 @@
 
 python scripts/update_readme.py                                      # the table alone
 python scripts/update_readme.py outputs/mae outputs/moco             # first copy what these runs measured
+python scripts/update_readme.py --block clip runs/0 runs/1 runs/2    # the table between <!-- results:clip --> and its end, too:
+                                                                     # the numbers of all runs; the first is recorded
 
 What is recorded of a method is the last run that was given here: model_cards/results/<method>.json.
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from hf_ssl.checkpoints import RUN_FILE, write_json
 from hf_ssl.errors import InputError, run_script
-from hf_ssl.evaluation import Metric
+from hf_ssl.evaluation import Metric, results_table
 from hf_ssl.methods import METHODS
 from hf_ssl.records import command_line
 from hf_ssl.transfer import EVAL_RESULTS
@@ -102,12 +104,27 @@ def updated(readme):
     return before + BEGIN + zoo_table() + END + after
 
 
+def filled(readme, block, folders):
+    """With the table of `block` made of the results of these runs, the text around it as it was."""
+    begin, end = f"<!-- results:{block} -->\n", f"<!-- /results:{block} -->"
+    before, found, rest = readme.partition(begin)
+    text, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise InputError(f"README.md has no block '{block}': expected {begin.strip()} and {end}.")
+    table = results_table(*(json.loads((Path(folder) / EVAL_RESULTS).read_text()) for folder in folders))
+    told = [part for part in re.split(r"\n\n+", text.strip()) if part and not part.startswith("|")]
+    return before + found + "\n\n".join([*told[:1], table, *told[1:]]) + "\n" + end + after
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="Folders of finished runs whose results are recorded.")
-    for folder in parser.parse_args().runs:
+    parser.add_argument("--block", help="The README's table that these runs, of several seeds, fill.")
+    args = parser.parse_args()
+    for folder in args.runs[:1] if args.block else args.runs:
         record(folder)
-    README.write_text(updated(README.read_text()))
+    readme = README.read_text()
+    README.write_text(updated(filled(readme, args.block, args.runs) if args.block else readme))
 
 
 if __name__ == "__main__":

@@ -215,16 +215,23 @@ def run_protocols(
     return results
 
 
-def results_table(results):
-    """A Markdown table: one row an encoder, one column a protocol, on the test part; in percent where no unit is named."""
-    rows = results["results"]
+def results_table(results, *others):
+    """A Markdown table: one row an encoder, one column a protocol, on the test part; in percent where no unit is named.
+
+    others: results of other seeds, whose numbers stand beside, unless all are alike.
+    """
+    rows, runs = results["results"], (results, *others)
     columns = list(dict.fromkeys(name for numbers in reversed(rows.values()) for name in numbers))
     metrics = {name: Metric(**results["metrics"][name]) for name in columns}
     units = {name: "" if metric.unit in ("%", "") else f" ({metric.unit})" for name, metric in metrics.items()}
     titles = [(metrics[name].title or name.replace("_", " ")) + unit for name, unit in units.items()]
     lines = ["| | " + " | ".join(titles) + " |", "|---" + "|---:" * len(columns) + "|"]
-    for row, numbers in rows.items():
-        cells = [f"{numbers[name]:.{metrics[name].digits}f}" if name in numbers else "" for name in columns]
+    for row in rows:
+        cells = []
+        for name in columns:
+            found = [run["results"][row][name] for run in runs if name in run["results"].get(row, {})]
+            found = [f"{value:.{metrics[name].digits}f}" for value in found]
+            cells.append(" / ".join(found if len(set(found)) > 1 else found[:1]))
         lines.append(f"| {ROWS.get(row, row.replace('_', ' ').capitalize())} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
