@@ -27,7 +27,7 @@ from processes import launch
 from safetensors.torch import load_file
 from test_scripts import run
 from test_training import pretrain, same_weights
-from transformers import AutoModel, AutoModelForPreTraining, BertTokenizer
+from transformers import AutoModel, AutoModelForPreTraining, BertTokenizer, Wav2Vec2FeatureExtractor
 
 import hf_ssl
 from hf_ssl import transfer
@@ -35,8 +35,9 @@ from hf_ssl.checkpoints import RUN_FILE, full_config, write_json
 from hf_ssl.data import image_processor
 from hf_ssl.data.words import word_tokenizer
 from hf_ssl.errors import InputError
+from hf_ssl.evaluation import PAIRS, modality_of
 from hf_ssl.evaluation.protocols import METRICS
-from hf_ssl.hub import write_card
+from hf_ssl.hub import SAMPLES, write_card
 from hf_ssl.methods import METHODS
 from hf_ssl.records import describe_run
 from hf_ssl.training import TrainingArguments, TrainingRun
@@ -89,7 +90,25 @@ TEXT = {  # the tokenizers of what reads text
         vocab={t: i for i, t in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS))}
     ),
     "word2vec": word_tokenizer(LETTERS),
+    "cpc_text": word_tokenizer(LETTERS),
 }
+FACTS = {  # of the embedded data of each kind, as cards state them
+    "image": ("MIT", "Fashion-MNIST"),
+    "text": ("OTHER, PSFL, POSTGRESQL", "twelve sources"),
+    "audio": ("CC0-1.0", "six synthetic speakers"),
+    PAIRS: ("MIT, APACHE-2.0, CC-BY-4.0", "captioned emoji"),
+}
+
+
+def make_processor(name):
+    modality = modality_of(METHODS[name])
+    return (
+        TEXT[name]
+        if modality == "text"
+        else Wav2Vec2FeatureExtractor()
+        if modality == "audio"
+        else image_processor(16)
+    )
 
 
 def make_release(folder, name="mae", seed=0, steps=30):
@@ -98,14 +117,13 @@ def make_release(folder, name="mae", seed=0, steps=30):
     args = TrainingArguments(output_dir=str(folder), max_steps=steps, seed=seed, eval_protocols="none")
     folder.mkdir(parents=True)
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
-    data = SimpleNamespace(info=SimpleNamespace(dataset_name="text" if name in TEXT else "images"))
+    data = SimpleNamespace(info=SimpleNamespace(dataset_name=SAMPLES[modality_of(model)][0]))
     unit = "words" if name == "word2vec" else "samples"
     facts = describe_run(accelerator, None, data, model.num_parameters(), unit)
     facts |= {"steps": steps, "max_steps": steps, "samples_seen": 64 * steps, "seconds": 12.3}
     write_json(folder / RUN_FILE, {"config": full_config(model.config), "arguments": asdict(args), "facts": facts})
     history = [{"step": step, "epoch": 0, "loss": 1 / step, "learning_rate": 0.1} for step in range(10, steps + 1, 10)]
-    processor = TEXT[name] if name in TEXT else image_processor(16)
-    hf_ssl.save_release(TrainingRun(model, history, args, True), processor)
+    hf_ssl.save_release(TrainingRun(model, history, args, True), make_processor(name))
     return folder, model
 
 
@@ -139,7 +157,7 @@ for repo, own, file in json.loads(sys.argv[1]):
     assert found.keys() == expected["weights"].keys(), repo
     assert all(torch.equal(value, expected["weights"][name]) for name, value in found.items()), repo
     inputs = expected["inputs"]
-    output = model(**inputs)
+    output = eval(expected["call"])
     torch.testing.assert_close(eval(expected["how"]), expected["features"], rtol=0, atol=1e-6)
     if "input_ids" in inputs:
         tokens = AutoTokenizer.from_pretrained(repo, trust_remote_code=own)("b A c")
@@ -160,7 +178,8 @@ def test_round_trip_of_every_method(hub, token, tmp_path):
         encoder, tester = model.export_encoder(), find_tester(name)
         expected = {"weights": encoder.base_model.state_dict(), "inputs": tester.inputs()}
         expected |= {"features": model.embed(**tester.inputs()).detach(), "how": tester.released_features}
-        expected |= {"heads": tester.released_heads, "tokens": name in TEXT and TEXT[name]("b A c")["input_ids"]}
+        expected |= {"call": tester.released_call, "heads": tester.released_heads}
+        expected |= {"tokens": name in TEXT and TEXT[name]("b A c")["input_ids"]}
         torch.save(expected, tmp_path / f"{name}.pt")
         own = not type(encoder).__module__.startswith("transformers.models.")
         asked.append((f"org/{name}", own, str(tmp_path / f"{name}.pt")))
@@ -581,8 +600,7 @@ def test_a_card_is_whole_and_regenerates_unchanged(tmp_path, name):
     for heading in ("## Use", "## Training", "## Limits"):
         assert f"\n{heading}\n" in text, heading
     assert "Deviation" in text and "arxiv.org" in text and "12.3" not in text.split("---")[1]
-    data = ("OTHER, PSFL, POSTGRESQL", "twelve sources") if name in TEXT else ("MIT", "Fashion-MNIST")
-    for fact in (*data, "1,920", "seed", "torch"):
+    for fact in (*FACTS[modality_of(model)], "1,920", "seed", "torch"):
         assert fact in text, fact
     run = json.loads((folder / RUN_FILE).read_text())
     write_json(folder / RUN_FILE, {key: run[key] for key in ("config", "arguments")})
