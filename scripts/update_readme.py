@@ -2,9 +2,9 @@
 
 python scripts/update_readme.py                                      # the table alone
 python scripts/update_readme.py outputs/mae outputs/moco             # first copy what these runs measured
-python scripts/update_readme.py --block clip runs/0 runs/1 runs/2    # the table between <!-- results:clip --> and its end, too:
-                                                                     # the numbers of all runs; the first is recorded
+python scripts/update_readme.py --block clip runs/0 runs/1 runs/2    # these runs' table in the block <!-- results:clip -->
 
+A method's own block has the method's name; of its runs the first is recorded too.
 What is recorded of a method is the last run that was given here: model_cards/results/<method>.json.
 """
 
@@ -121,7 +121,8 @@ def main():
     parser.add_argument("runs", nargs="*", help="Folders of finished runs whose results are recorded.")
     parser.add_argument("--block", help="The README's table that these runs, of several seeds, fill.")
     args = parser.parse_args()
-    for folder in args.runs[:1] if args.block else args.runs:
+    recorded = args.runs[: args.block in METHODS] if args.block else args.runs
+    for folder in recorded:
         record(folder)
     readme = README.read_text()
     README.write_text(updated(filled(readme, args.block, args.runs) if args.block else readme))
