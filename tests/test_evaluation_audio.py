@@ -25,6 +25,7 @@ from hf_ssl.errors import InputError
 from hf_ssl.evaluation import classify_frames, evaluate_audio, extract, load_audio_encoder, mfcc_encoder, results_table
 from hf_ssl.evaluation.phones import Utterance, accuracies, find_segments, labelled_frames, read_splits
 from hf_ssl.evaluation.protocols import Source
+from hf_ssl.evaluation.speakers import Speakers
 from hf_ssl.evaluation.supervised import Supervised, train_network
 from hf_ssl.hub import CARDS, _eval_results
 
@@ -281,3 +282,10 @@ def test_the_card_of_a_speech_encoder_says_how_to_use_it():
         "pipeline_tag: feature-extraction\n---" in card and 'AutoFeatureExtractor.from_pretrained("me/ears")' in card
     )
     assert 'AutoModel.from_pretrained("me/ears", trust_remote_code=True)' in card and "# (1, frames, 8)" in card
+
+
+def test_speakers_of_utterances_by_their_frames(wav2vec2):
+    """MFCC tell six voices apart, and an utterance's frames together know more than one by one."""
+    mfcc = mfcc_encoder(load_audio_encoder(wav2vec2))
+    numbers = Speakers().run({"pretrained": mfcc}, Source("speech"), None)["pretrained"]
+    assert numbers["speakers"] > 80 and 100 / 6 + 20 < numbers["speakers_of_frames"] < numbers["speakers"]

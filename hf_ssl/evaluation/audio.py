@@ -8,9 +8,10 @@ from .audio_encoders import audio_and_label, load_audio_encoder, mfcc_encoder
 from .encoders import random_encoder
 from .phones import HIDDEN, Phones, find_segments
 from .protocols import FROZEN, Source, Splits, check_protocols, run_protocols
+from .speakers import Speakers
 from .supervised import EPOCHS, Supervised, metrics_of
 
-PROTOCOLS = ("knn", "linear_probe", "low_label", "tsne", "phones", "phones_hidden", "supervised")
+PROTOCOLS = ("knn", "linear_probe", "low_label", "tsne", "phones", "phones_hidden", "speakers", "supervised")
 
 
 def evaluate_audio(
@@ -43,6 +44,7 @@ def evaluate_audio(
     extra = {
         "phones": Phones(segments_column),
         "phones_hidden": Phones(segments_column, HIDDEN),
+        "speakers": Speakers(label_column),
         "supervised": Supervised(segments_column, label_column, fine_tune_epochs or EPOCHS),
     }
     return run_protocols(

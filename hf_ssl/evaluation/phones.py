@@ -133,12 +133,17 @@ class Phones:
         return found
 
 
-def classify_frames(
+def classify_frames(train, train_labels, test, classes, hidden=0, **settings):
+    """The class of each row of `test`, (M,) int64: the highest of `score_frames`."""
+    return score_frames(train, train_labels, test, classes, hidden, **settings).argmax(1)
+
+
+def score_frames(
     train, train_labels, test, classes, hidden=0, *, epochs=EPOCHS, min_steps=MIN_STEPS, seed=0, device=None
 ):
-    """The class of each row of `test`, (M,) int64, by a softmax layer on the standardised rows of `train`, (N, D).
+    """The log-probabilities of each row of `test`, (M, classes), by a softmax layer on the standardised rows of `train`, (N, D).
 
-    hidden: the width of a ReLU layer before it. The same seed gives the same classes.
+    hidden: the width of a ReLU layer before it. The same seed gives the same scores.
     """
     device, width = device or process_state().device, train.shape[1]
     standardise = standardiser(train, device)
@@ -163,7 +168,7 @@ def classify_frames(
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        return torch.cat([layers(standardise(part)).argmax(1).cpu() for part in test.split(CHUNK)])
+        return torch.cat([layers(standardise(part)).log_softmax(1).cpu() for part in test.split(CHUNK)])
 
 
 @torch.no_grad()

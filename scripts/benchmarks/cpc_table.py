@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_ssl.errors import InputError
 
 PRETRAIN = Path(__file__).parents[1] / "pretrain_cpc_audio.py"
-PROTOCOLS = "phones,linear_probe"
+PROTOCOLS = "phones,speakers"
 METHODS = {  # row of the results -> as the paper calls it
     "random_initialisation": "Random initialisation",
     "mfcc": "MFCC features",
@@ -43,7 +43,9 @@ def compare(output_dir, flags):
     folder = Path(output_dir)
     protocols = f"{PROTOCOLS},phones_hidden,supervised"
     first = run(folder / "12_steps", flags, *STEPS["12 steps"], protocols)
-    columns = {"Phones": "phones", "one hidden layer": "phones_hidden", "Speakers": "linear_probe"}
+    if "supervised" in first:  # a network of its own for whole utterances
+        first["supervised"]["speakers"] = first["supervised"]["linear_probe"]
+    columns = {"Phones": "phones", "one hidden layer": "phones_hidden", "Speakers": "speakers"}
     print_table("Method", columns, {METHODS[row]: first[row] for row in METHODS if row in first})
     found = {STEPS["12 steps"]: first}
     for title, variants in (("Steps predicted", STEPS), ("Negatives from", POLICIES)):
@@ -52,7 +54,7 @@ def compare(output_dir, flags):
             if variant not in found:
                 found[variant] = run(folder / name.replace(" ", "_").lower(), flags, *variant, PROTOCOLS)
             rows[name] = found[variant]["pretrained"]
-        print_table(title, {"Phones": "phones", "Speakers": "linear_probe"}, rows)
+        print_table(title, {"Phones": "phones", "Speakers": "speakers"}, rows)
 
 
 def print_table(title, columns, rows):

@@ -1,0 +1,63 @@
+"""Speakers: who says an utterance, from the frames of a frozen encoder.
+
+van den Oord et al. 2018, https://arxiv.org/abs/1807.03748, section 3.1: multinomial logistic regression on the vector of each
+frame, not averaged over time. An utterance is given to the speaker whom its frames together make most probable.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..data.audio import SPEAKER_COLUMNS
+from .phones import SETTINGS as FRAMES
+from .phones import labelled_frames, read_splits, score_frames
+from .processes import process_state
+from .protocols import ROWS, Metric, percent
+
+SETTINGS = {
+    name: FRAMES[name] for name in ("optimizer", "epochs", "min_steps", "batch_size", "learning_rate", "most_seconds")
+}
+METRICS = {
+    "speakers": Metric("speaker accuracy of utterances, by a linear layer on frames"),
+    "speakers_of_frames": Metric("speaker accuracy of a linear layer on frames"),
+}
+
+
+@dataclass
+class Speakers:
+    """The protocol `speakers`, as protocols.py describes. label_column: of utterances; found as `audio_and_label` does."""
+
+    label_column: str | None = None
+    SETTINGS = SETTINGS
+    METRICS = METRICS
+
+    def run(self, encoders, source, output_dir):
+        train, test, names, label_column = source.labelled_rows(self.label_column, SPEAKER_COLUMNS)
+        if not process_state().is_main_process:
+            return {}
+        train, test = read_splits(encoders["pretrained"], source, train, test, label_column=label_column)
+        speakers, found = torch.tensor([each.label for each in test]), {}
+        classes = len(names) if names else 1 + max(each.label for each in train + test)
+        for row, encoder in encoders.items():
+            described = f"{ROWS[row]}, speakers"
+            frames, labels = labelled_frames(encoder, [_whole(u, u.label) for u in train], f"{described}, train")
+            test_frames, owners = labelled_frames(
+                encoder, [_whole(u, i) for i, u in enumerate(test)], f"{described}, test"
+            )
+            scores = score_frames(frames, labels, test_frames, classes, seed=source.seed)  # (M, K)
+            summed = torch.zeros(len(test), classes).index_add_(0, owners, scores)
+            right, right_frames = summed.argmax(1) == speakers, scores.argmax(1) == speakers[owners]
+            found[row] = {
+                "speakers": percent(right.float().mean().item()),
+                "speakers_of_frames": percent(right_frames.float().mean().item()),
+            }
+        return found
+
+
+def _whole(utterance, number):
+    """With one segment from end to end, of class `number`."""
+    return utterance._replace(starts=np.zeros(1), ends=np.full(1, np.inf), classes=np.full(1, number))
+
+
+__all__ = ["METRICS", "SETTINGS", "Speakers"]
