@@ -31,9 +31,9 @@ def evaluate_audio(
     encoder = load_audio_encoder(name_or_path, revision)
     split_names, columns = (train_split, test_split), (audio_column,) if audio_column else ()
     source = Source("speech", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed)
+    data = load_recordings(source, label_column) if FROZEN & set(protocols) else None
     if {"phones", "phones_hidden"} & set(protocols):  # refused before features are extracted
         find_segments(source.train_rows(), source.test_rows(), segments_column)
-    data = load_recordings(source, label_column) if FROZEN & set(protocols) else None
     encoders = {"pretrained": encoder}
     if baselines:
         encoders = {
