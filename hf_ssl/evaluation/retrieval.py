@@ -127,11 +127,6 @@ def best_rank(similarity, right):
     return ((similarity >= best) & ~right).sum(1)
 
 
-def recall_at(similarity, right, k):
-    """The part of the rows that have a right candidate among the k most similar ones. similarity, right: (N, T)."""
-    return (best_rank(similarity, right) < k).float().mean().item()
-
-
 def chance(images, texts, pairs, ks=RANKS):
     """{column: percent} that an order by lot is expected to have. images, texts: their numbers. pairs: as in `recalls`."""
     found = {}
@@ -166,4 +161,4 @@ def _draw(path, encoder, source, images, encoded, chosen, texts, texts_of):
     pictures.save_captions(path, decode_rows(data, image_column, encoder.channels, rows), beside)
 
 
-__all__ = ["METRICS", "RANKS", "SETTINGS", "best_rank", "chance", "first_ranks", "recall_at", "recalls", "run"]
+__all__ = ["METRICS", "RANKS", "SETTINGS", "best_rank", "chance", "first_ranks", "recalls", "run"]
