@@ -1,12 +1,16 @@
 """The rival's step and ours compute the same thing, so that timing them is fair, and we agree with another's code."""
 
+import importlib.util
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 
-pytest.importorskip("lightly", reason="comes with the extra [benchmark]")
+
+def needs(rival):
+    missing = importlib.util.find_spec(rival) is None
+    return pytest.mark.skipif(missing, reason=f"{rival} comes with the extra [benchmark]")
 
 
 @pytest.fixture
@@ -16,6 +20,7 @@ def scripts(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)  # of another precision than other tests'
 
 
+@needs("lightly")
 @pytest.mark.parametrize("part", ["step", "loss"])
 def test_moco_equals_lightlys(part, scripts, capsys):
     from benchmarks import moco
@@ -24,6 +29,7 @@ def test_moco_equals_lightlys(part, scripts, capsys):
     assert "hf_ssl bf16" in capsys.readouterr().out
 
 
+@needs("lightly")
 def test_simclr_equals_lightlys(scripts, capsys):
     from benchmarks import simclr
 
@@ -31,8 +37,8 @@ def test_simclr_equals_lightlys(scripts, capsys):
     assert "hf_ssl bf16" in capsys.readouterr().out
 
 
+@needs("open_clip")
 def test_clip_equals_open_clips(scripts, capsys):
-    pytest.importorskip("open_clip", reason="comes with the extra [benchmark]")
     from benchmarks import clip
 
     clip.step(clip.Size("tiny", 32, 2, 2, 16, 8, 8), Namespace(rounds=1))  # raises if they differ

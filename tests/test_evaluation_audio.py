@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -196,11 +197,11 @@ def test_a_network_trained_with_labels_tells_tones_and_speakers(wav2vec2, tones)
     encoder = load_audio_encoder(wav2vec2)
     train, test, segments = both_parts(encoder, Source("speech", str(tones)))
     before = [parameter.clone() for parameter in encoder.model.parameters()]
-    classify = train_network(encoder, train, len(segments.names), of_frames=True, epochs=0, min_steps=80)
+    classify = train_network(encoder, train, len(segments.names), "tones", epochs=0, min_steps=80)
     right = torch.cat([(found := classify(u.waveform)).argmax(1) == u.at(encoder.centres(len(found))) for u in test])
     assert right.float().mean() > 0.8
-    again = train_network(encoder, train, len(segments.names), of_frames=True, epochs=0, min_steps=3)
-    twice = train_network(encoder, train, len(segments.names), of_frames=True, epochs=0, min_steps=3)
+    again = train_network(encoder, train, len(segments.names), "tones", epochs=0, min_steps=3)
+    twice = train_network(encoder, train, len(segments.names), "tones", epochs=0, min_steps=3)
     assert torch.equal(again(test[0].waveform), twice(test[0].waveform))
     assert all(torch.equal(*pair) for pair in zip(before, encoder.model.parameters(), strict=True))
 
@@ -213,7 +214,7 @@ def test_training_with_labels_gives_what_the_data_have_labels_for(without, wav2v
     source._load = lambda split: load(split) if without is None else load(split).remove_columns(without)
     protocol = Supervised(epochs=0, min_steps=2)
     [(row, found)] = protocol.run({"pretrained": encoder, "random_initialisation": encoder}, source, None).items()
-    columns = {"spans": {"phones", "phones_with_pauses"}, "speaker_id": {"linear_probe"}}
+    columns = {"spans": {"phones", "phones_with_pauses"}, "speaker_id": {"speakers"}}
     left = [names for column, names in columns.items() if column != without]
     assert row == "supervised" and set(found) == set().union(*left) and set(found) <= set(protocol.METRICS)
     assert source.found["train_utterances"] in (5, 6)
@@ -289,3 +290,24 @@ def test_speakers_of_utterances_by_their_frames(wav2vec2):
     mfcc = mfcc_encoder(load_audio_encoder(wav2vec2))
     numbers = Speakers().run({"pretrained": mfcc}, Source("speech"), None)["pretrained"]
     assert numbers["speakers"] > 80 and 100 / 6 + 20 < numbers["speakers_of_frames"] < numbers["speakers"]
+
+
+def test_the_tables_of_cpc_keep_the_runs_that_ended_and_make_the_one_that_lacks(tones, tmp_path, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    from benchmarks import cpc_table
+
+    variants = {"supervised": 74.6, "pretrained": 66.0}
+    for number, name in enumerate([*cpc_table.STEPS, *cpc_table.POLICIES]):
+        if name not in ("4 steps", "Mixed speaker"):  # the second is the run with 12 steps
+            folder = tmp_path / name.replace(" ", "_").lower()
+            folder.mkdir()
+            rows = {row: {"phones": phones + number, "linear_probe": 90.0} for row, phones in variants.items()}
+            (folder / "eval_results.json").write_text(json.dumps({"results": rows}))
+    flags = f"--dataset_name {tones} --max_steps 1 --per_device_train_batch_size 2"
+    cpc_table.compare(tmp_path, flags.split())
+    methods, steps, policies = (part.splitlines() for part in capfd.readouterr().out.strip().split("\n\n")[-3:])
+    assert [line.split("|")[1].strip() for line in methods[2:]] == ["CPC", "Supervised"] and "77.6" in methods[3]
+    made = json.loads((tmp_path / "4_steps/eval_results.json").read_text())["results"]["pretrained"]["phones"]
+    assert [float(line.split("|")[2]) for line in steps[2:]] == [66.0, round(made, 1), 68.0, 69.0, 70.0]
+    assert policies[2].split("|")[1:3] == [" Mixed speaker ", " 69.0 "]
+    assert json.loads((tmp_path / "4_steps/pretraining/config.json").read_text())["prediction_steps"] == 4

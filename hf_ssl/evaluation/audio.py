@@ -7,9 +7,9 @@ from . import pictures
 from .audio_encoders import audio_and_label, load_audio_encoder, mfcc_encoder
 from .encoders import random_encoder
 from .phones import HIDDEN, Phones, find_segments
-from .protocols import FROZEN, Source, Splits, check_protocols, run_protocols
+from .protocols import FROZEN, METRICS, Metric, Source, Splits, check_protocols, run_protocols
 from .speakers import Speakers
-from .supervised import EPOCHS, Supervised, metrics_of
+from .supervised import EPOCHS, Supervised
 
 PROTOCOLS = ("knn", "linear_probe", "low_label", "tsne", "phones", "phones_hidden", "speakers", "supervised")
 
@@ -54,7 +54,7 @@ def evaluate_audio(
         protocols,
         draw=lambda features: _draw(features, protocols, data, seed, output_dir),
         extra=extra,
-        metrics=metrics_of(data.label_column) if data else None,
+        metrics=_metrics_of(data.label_column) if data else None,
         output_dir=output_dir,
     )
 
@@ -67,6 +67,14 @@ def load_recordings(source, label_column=None):
         splits[i] = source.drawn(split)
     found = {"audio_column": columns[0], "label_column": label_column}
     return Splits(*splits, columns, label_column, names, source.description | found)
+
+
+def _metrics_of(label_column):
+    """The Metric of each column that is about the label of utterances, whose name the table then tells."""
+    return {
+        column: Metric(f"{metric.name}, {label_column}", title=f"{column.replace('_', ' ')} ({label_column})")
+        for column, metric in METRICS.items()
+    }
 
 
 def _draw(features, protocols, data, seed, output_dir):

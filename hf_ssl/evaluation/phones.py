@@ -61,6 +61,10 @@ class Utterance(NamedTuple):
         covered = (found >= 0) & (seconds < self.ends[found])
         return torch.from_numpy(np.where(covered, self.classes[found], -1))
 
+    def throughout(self, number):
+        """The same with one segment from end to end, of class `number`."""
+        return self._replace(starts=np.zeros(1), ends=np.full(1, np.inf), classes=np.full(1, number))
+
 
 class Segments(NamedTuple):
     """How a column says what is when: it holds lists of {start, end, `key`}, in seconds. names: of the classes."""
@@ -274,4 +278,5 @@ __all__ = [
     "find_segments",
     "labelled_frames",
     "read_splits",
+    "score_frames",
 ]

@@ -6,7 +6,6 @@ frame, not averaged over time. An utterance is given to the speaker whom its fra
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ..data.audio import SPEAKER_COLUMNS
@@ -41,9 +40,9 @@ class Speakers:
         classes = len(names) if names else 1 + max(each.label for each in train + test)
         for row, encoder in encoders.items():
             described = f"{ROWS[row]}, speakers"
-            frames, labels = labelled_frames(encoder, [_whole(u, u.label) for u in train], f"{described}, train")
+            frames, labels = labelled_frames(encoder, [u.throughout(u.label) for u in train], f"{described}, train")
             test_frames, owners = labelled_frames(
-                encoder, [_whole(u, i) for i, u in enumerate(test)], f"{described}, test"
+                encoder, [u.throughout(i) for i, u in enumerate(test)], f"{described}, test"
             )
             scores = score_frames(frames, labels, test_frames, classes, seed=source.seed)  # (M, K)
             summed = torch.zeros(len(test), classes).index_add_(0, owners, scores)
@@ -53,11 +52,6 @@ class Speakers:
                 "speakers_of_frames": percent(right_frames.float().mean().item()),
             }
         return found
-
-
-def _whole(utterance, number):
-    """With one segment from end to end, of class `number`."""
-    return utterance._replace(starts=np.zeros(1), ends=np.full(1, np.inf), classes=np.full(1, number))
 
 
 __all__ = ["METRICS", "SETTINGS", "Speakers"]

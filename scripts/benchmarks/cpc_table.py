@@ -8,21 +8,26 @@ from pathlib import Path
 from hf_ssl.errors import InputError
 
 PRETRAIN = Path(__file__).parents[1] / "pretrain_cpc_audio.py"
-PROTOCOLS = "phones,speakers"
+PROTOCOLS = "phones,speakers,linear_probe"
+SPEAKERS = {"Speakers": "speakers", "by the mean over time": "linear_probe"}
 METHODS = {  # row of the results -> as the paper calls it
     "random_initialisation": "Random initialisation",
     "mfcc": "MFCC features",
     "pretrained": "CPC",
     "supervised": "Supervised",
 }
-STEPS = {f"{k} steps": (f"prediction_steps={k}", "") for k in (2, 4, 8, 12, 16)}
+# name of a row -> config, and flags that go with it; the run with 12 steps and mixed negatives stands in all tables
+STEPS = {f"{k} steps": (f"prediction_steps={k},negative_policy=mixed", "") for k in (2, 4, 8, 12, 16)}
 GROUPED = "--windows_per_speaker 8"
 POLICIES = {
-    "Mixed speaker": ("negative_policy=mixed", ""),
-    "Same speaker": ("negative_policy=same_speaker", GROUPED),
-    "Mixed speaker (excl.)": ("negative_policy=mixed_excluding_current", ""),
-    "Same speaker (excl.)": ("negative_policy=same_speaker_excluding_current", GROUPED),
-    "Current sequence only": ("negative_policy=current", ""),
+    name: (f"prediction_steps=12,negative_policy={policy}", flags)
+    for name, policy, flags in (
+        ("Mixed speaker", "mixed", ""),
+        ("Same speaker", "same_speaker", GROUPED),
+        ("Mixed speaker (excl.)", "mixed_excluding_current", ""),
+        ("Same speaker (excl.)", "same_speaker_excluding_current", GROUPED),
+        ("Current sequence only", "current", ""),
+    )
 }
 
 
@@ -43,18 +48,15 @@ def compare(output_dir, flags):
     folder = Path(output_dir)
     protocols = f"{PROTOCOLS},phones_hidden,supervised"
     first = run(folder / "12_steps", flags, *STEPS["12 steps"], protocols)
-    if "supervised" in first:  # a network of its own for whole utterances
-        first["supervised"]["speakers"] = first["supervised"]["linear_probe"]
-    columns = {"Phones": "phones", "one hidden layer": "phones_hidden", "Speakers": "speakers"}
-    print_table("Method", columns, {METHODS[row]: first[row] for row in METHODS if row in first})
     found = {STEPS["12 steps"]: first}
+    for name, variant in (STEPS | POLICIES).items():
+        if variant not in found:
+            found[variant] = run(folder / name.replace(" ", "_").lower(), flags, *variant, PROTOCOLS)
+    columns = {"Phones": "phones", "one hidden layer": "phones_hidden"} | SPEAKERS
+    print_table("Method", columns, {METHODS[row]: first[row] for row in METHODS if row in first})
     for title, variants in (("Steps predicted", STEPS), ("Negatives from", POLICIES)):
-        rows = {}
-        for name, variant in variants.items():
-            if variant not in found:
-                found[variant] = run(folder / name.replace(" ", "_").lower(), flags, *variant, PROTOCOLS)
-            rows[name] = found[variant]["pretrained"]
-        print_table(title, {"Phones": "phones", "Speakers": "speakers"}, rows)
+        rows = {name: found[variant]["pretrained"] for name, variant in variants.items()}
+        print_table(title, {"Phones": "phones"} | SPEAKERS, rows)
 
 
 def print_table(title, columns, rows):
