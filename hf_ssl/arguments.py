@@ -125,6 +125,12 @@ class TokenArguments(TextArguments):
 @dataclass
 class PairArguments(ImageArguments):
     text_column: str | None = field(default=None, metadata={"help": "Column of captions; found by name."})
+    tags_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of words, some of which follow the caption, drawn anew for each epoch; none: no words."
+        },
+    )
     vision_tower: str | None = field(
         default=None, metadata={"help": "Hub id or folder of an image encoder, or of a CLIP; none: the preset's, new."}
     )

@@ -59,7 +59,7 @@ def main():
     config, args = parse_arguments(SSLCLIPConfig, RECIPES, PairArguments, __doc__)
     choose_towers(config, args)
     rows, *columns = pair_data(args)
-    tokenizer = pair_tokenizer(config, args, rows, columns[1])
+    tokenizer = pair_tokenizer(config, args, rows, columns[1:])
     processor = pair_processor(config, args, tokenizer)
     decoder = pair_decoder(config, args, columns, processor)
     model = build_model(CLIPForPreTraining, config, args)

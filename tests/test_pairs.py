@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 
 import datasets
 import pytest
@@ -34,7 +35,7 @@ from hf_ssl.data import (
     train_bpe,
     train_wordpiece,
 )
-from hf_ssl.data.pairs import captions
+from hf_ssl.data.pairs import captions, tags
 
 WORDS = [
     "red heart, love",
@@ -100,9 +101,9 @@ def test_broken_pairs_are_skipped_and_counted(rows, tokenizer):
 
 
 def test_a_long_caption_keeps_its_end(tokenizer):
-    reader = decoder(("image", "text"), tokenizer)
+    reader = decoder(("image", "text", None), tokenizer)
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    batch = reader.collate([(image, [WORDS[2]]), (image, ["dog"])], torch.tensor([1, 2]))
+    batch = reader.collate([(image, [WORDS[2]], []), (image, ["dog"], [])], torch.tensor([1, 2]))
     long, short = batch["input_ids"]
     assert long[-1] == tokenizer.eos_token_id and batch["attention_mask"].sum(1).tolist() == [8, 3]
     assert long.tolist() == tokenizer(WORDS[2], truncation=True, max_length=8)["input_ids"]
@@ -110,14 +111,37 @@ def test_a_long_caption_keeps_its_end(tokenizer):
 
 
 def test_one_of_several_captions_is_drawn_for_each_epoch(tokenizer):
-    reader = decoder(("image", "text"), tokenizer)
+    reader = decoder(("image", "text", None), tokenizer)
     image, texts = torch.zeros(3, 8, 8, dtype=torch.uint8), ["first", "second", "third"]
     draws = torch.arange(300)
-    drawn = reader.collate([(image, texts)] * 300, draws)["input_ids"]
-    assert torch.equal(drawn, reader.collate([(image, texts)] * 300, draws)["input_ids"])
+    drawn = reader.collate([(image, texts, [])] * 300, draws)["input_ids"]
+    assert torch.equal(drawn, reader.collate([(image, texts, [])] * 300, draws)["input_ids"])
     counts = [sum(row.tolist() == tokenizer(text, padding="max_length", max_length=drawn.shape[1])["input_ids"] for row in drawn)
               for text in texts]  # fmt: skip
     assert sum(counts) == 300 and min(counts) > 70
+
+
+def test_tags_follow_the_caption(tokenizer):
+    reader = decoder(("image", "text", "tags"), tokenizer, max_seq_length=32)
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    rows = [(image, ["owl"], list("abcde")), (image, ["owl"], ["a"]), (image, ["owl"], [])]
+    texts = [
+        tokenizer.batch_decode(reader.collate([row] * 400, torch.arange(400))["input_ids"], skip_special_tokens=True)
+        for row in rows
+    ]
+    found = [Counter(text.replace(" ", "") for text in of_row) for of_row in texts]
+    assert set(found[2]) == {"owl"} and set(found[1]) == {"owl", "owl,a"} and min(found[1].values()) > 150
+    parts = [text.split(",") for text in found[0].elements()]
+    assert all(first == "owl" and len(set(drawn)) == len(drawn) for first, *drawn in parts)
+    assert all(70 < count < 130 for count in Counter(map(len, parts)).values()) and len(found[0]) > 50
+    assert all(90 < count < 150 for count in Counter(tag for _, *drawn in parts for tag in drawn).values())
+
+
+def test_tags_of_a_cell():
+    assert (
+        tags(["bird", "night, wise", None]) == tags("bird, night,wise, ") == ["bird", "night", "wise"]
+        and tags(None) == []
+    )
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -277,6 +301,8 @@ def test_locked_image_tuning_of_other_towers(tmp_path):
         (("--max_seq_length", 99), "max_seq_length 99 exceeds the text tower's 77 positions"),
         (("--vocab_size", 100), "vocab_size must be at least 515, found 100"),
         (("--text_column", "words"), "text_column 'words' is not in the data set"),
+        (("--tags_column", "words"), "tags_column 'words' is not in the data set"),
+        (("--tags_column", "category"), "tags_column 'category' holds ClassLabel values: expected words"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message, tmp_path):

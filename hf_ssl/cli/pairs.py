@@ -98,21 +98,24 @@ def _tower_weights(part, name, tower_class):
 
 
 def pair_data(args):
-    """(rows, image column, text column) of the pairs that `--dataset_name` names."""
+    """(rows, image column, text column, tags column) of the pairs that `--dataset_name` names."""
     name, config_name = args.dataset_name, args.dataset_config_name
+    if name is None and args.text_column is None:
+        args.text_column, args.tags_column = "name", args.tags_column or "keywords"
     rows = load_split(name, args.train_split, sample="emoji", config_name=config_name, streaming=args.streaming)
-    return pair_rows(rows, args.image_column, args.text_column)
+    return pair_rows(rows, args.image_column, args.text_column, args.tags_column)
 
 
-def pair_tokenizer(config, args, rows, column):
+def pair_tokenizer(config, args, rows, columns):
     """The tokenizer that a resumed run began with, that `--tokenizer_name` names or the text tower brings, or one learnt
-    from the captions. `config` takes over its vocabulary. Called by every process."""
+    from the captions and their tags. `config` takes over its vocabulary. Called by every process."""
     native = config.backbone_config.text_config
     begun_from = config.name_or_path or config.backbone_config.name_or_path or native.name_or_path
     tokenizer, name = named_tokenizer(args, begun_from)
     if tokenizer is None:
-        cells = (cell for block in rows.select_columns([column]).iter(1000) for cell in block[column])
-        texts = (caption for cell in cells for caption in captions(cell))
+        columns = [column for column in columns if column]
+        blocks = rows.select_columns(columns).iter(1000)
+        texts = (text for block in blocks for column in columns for cell in block[column] for text in captions(cell))
         tokenizer = from_main(process_state(), lambda: train_bpe(texts, args.vocab_size, args.max_seq_length))
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if None in (end, tokenizer.pad_token_id):

@@ -11,21 +11,28 @@ from .loading import DataError, find_column
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "txt", "sentences", "sentence", "raw", "alt_text", "title", "json")
 CAPTION_STREAM = 111  # separates the draw of a caption from the view's
+MOST_TAGS = 3  # behind a caption
 
 
-def pair_rows(data, image_column=None, text_column=None):
-    """(data with both columns alone, images undecoded; the image column; the text column).
+def pair_rows(data, image_column=None, text_column=None, tags_column=None):
+    """(data with these columns alone, images undecoded; the image column; the text column; tags_column).
 
     A cell of the text column holds a caption or several, or, as in the json files of webdataset shards, a dict with them.
+    tags_column: None, or one of lists of words, or of words with commas between, which `PairDecoder` puts behind captions.
     """
     data, image = image_rows(data, image_column)
-    text = find_column(data, text_column, "text", CAPTION_COLUMNS)
-    kind = (data.features or {}).get(text)
-    if getattr(kind, "dtype", "string") not in ("string", "large_string", "binary", "large_binary", "list", "dict"):
-        raise DataError(f"text_column '{text}' holds {kind.dtype} values: expected captions.")
-    if isinstance(kind, datasets.ClassLabel | datasets.Image | datasets.Audio):
-        raise DataError(f"text_column '{text}' holds {type(kind).__name__} values: expected captions.")
-    return data.select_columns([image, text]), image, text
+    found = [("text_column", find_column(data, text_column, "text", CAPTION_COLUMNS), "captions")]
+    if tags_column is not None:
+        found.append(("tags_column", find_column(data, tags_column, "tags", ()), "words"))
+    for argument, column, expected in found:
+        kind = (data.features or {}).get(column)
+        holds = getattr(kind, "dtype", "string")
+        if isinstance(kind, datasets.ClassLabel | datasets.Image | datasets.Audio):
+            holds = type(kind).__name__
+        if holds not in ("string", "large_string", "binary", "large_binary", "list", "dict"):
+            raise DataError(f"{argument} '{column}' holds {holds} values: expected {expected}.")
+    text = found[0][1]
+    return data.select_columns([image, *(column for _, column, _ in found)]), image, text, tags_column
 
 
 def captions(value):
@@ -39,28 +46,43 @@ def captions(value):
     return [caption for item in value if item for caption in captions(item)] if value else []
 
 
+def tags(value):
+    """The tags in a cell: of a list, or of a text with commas between them."""
+    return [tag.strip() for text in captions(value) for tag in text.split(",") if tag.strip()]
+
+
+def _caption(captions, tags, draws):
+    """One of the captions with none to MOST_TAGS of the tags, by 2 + MOST_TAGS numbers in [0, 1)."""
+    which, how_many, *places = draws
+    left = list(tags)
+    drawn = [left.pop(int(place * len(left))) for place in places[: int(how_many * (1 + min(MOST_TAGS, len(tags))))]]
+    return ", ".join([captions[int(which * len(captions))], *drawn])
+
+
 class PairDecoder:
-    """Rows of `pair_rows` to `forward`'s arguments; of several captions one is drawn for each epoch.
+    """Rows of `pair_rows` to `forward`'s arguments; of several captions one is drawn for each epoch, and so are none to
+    MOST_TAGS of its tags, in any order, that follow it behind commas.
 
     view: of the images. max_seq_length: tokens of a caption, special ones counted; longer ones are cut, and counted.
     """
 
-    def __init__(self, image_column, text_column, channels, view, tokenizer, max_seq_length):
+    def __init__(self, image_column, text_column, tags_column, channels, view, tokenizer, max_seq_length):
         self.images = ImageDecoder(image_column, channels, view)
-        self.text_column, self.tokenizer, self.max_seq_length = text_column, tokenizer, max_seq_length
+        self.text_column, self.tags_column = text_column, tags_column
+        self.tokenizer, self.max_seq_length = tokenizer, max_seq_length
         self.cut = self.seen = 0  # captions of this process
 
     def decode(self, row):
         found = captions(row[self.text_column])
         if not found:
             raise Unfit(f"the caption in '{self.text_column}' is empty or missing")
-        return self.images.decode(row), found
+        return self.images.decode(row), found, tags(row[self.tags_column]) if self.tags_column else []
 
-    def collate(self, pairs, sample_seeds):
+    def collate(self, rows, sample_seeds):
         """What ImageDecoder gives, and input_ids and attention_mask, (N, L), padded to the longest."""
-        images, found = zip(*pairs, strict=True)
-        draws = uniform(fold_in(sample_seeds, CAPTION_STREAM), 1)[:, 0].tolist()
-        texts = [own[int(draw * len(own))] for own, draw in zip(found, draws, strict=True)]
+        images, *texts = zip(*rows, strict=True)
+        draws = uniform(fold_in(sample_seeds, CAPTION_STREAM), 2 + MOST_TAGS).tolist()
+        texts = [_caption(*row) for row in zip(*texts, draws, strict=True)]
         tokens = self.tokenizer(texts, verbose=False)["input_ids"]
         long = [i for i, ids in enumerate(tokens) if len(ids) > self.max_seq_length]
         if long:
@@ -80,4 +102,4 @@ class PairDecoder:
         return {"pixel_values": view["pixel_values"], "input_ids": input_ids, "attention_mask": attention_mask}
 
 
-__all__ = ["CAPTION_COLUMNS", "PairDecoder", "captions", "pair_rows"]
+__all__ = ["CAPTION_COLUMNS", "PairDecoder", "captions", "pair_rows", "tags"]

@@ -27,7 +27,7 @@ from .speakers import METRICS as SPEAKERS
 
 EPOCHS, MIN_STEPS, BATCH_SIZE = 5, 600, 8
 WINDOW = 1.28  # seconds: 20480 samples at 16 kHz
-LEARNING_RATE, MAX_NORM = 1e-3, 1.0  # at 3e-3 no speakers are learnt
+LEARNING_RATE, MAX_NORM = 3e-3, 1.0
 WARMUP = 0.1  # of the steps
 SETTINGS = {
     "initialisation": "random, with a linear layer on each frame",
