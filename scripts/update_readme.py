@@ -26,6 +26,7 @@ RESULTS = ROOT / "model_cards" / "results"
 README, BEGIN, END = ROOT / "README.md", "<!-- zoo -->\n", "<!-- /zoo -->"
 PAPER = re.compile(r"(?:(\w+(?: et al\.| and \w+)? \d{4})[,:]?\s+)?(https://arxiv\.org/abs/([\d.]+\d))")
 ROWS = ("random_initialisation", "pretrained")
+MOST_PROOFS = 4  # columns of an evaluation that the table of the zoo shows
 
 
 def record(folder):
@@ -80,13 +81,13 @@ def _proof(results, metrics):
     known = {name: Metric(**{"name": name} | metrics.get(name, {})) for name in after if name in before}
     changes = []
     for name, metric in known.items():
-        if metric.unit:  # no counts or probabilities
+        if metric.unit and not name.startswith("unknown:"):  # no counts or probabilities
             numbers = f"{before[name]:.{metric.digits}f} → {after[name]:.{metric.digits}f}"
             changes.append(
                 f"{metric.title or name.replace('_', ' ')} {numbers}"
                 + (f" {metric.unit}" if metric.unit != "%" else "")
             )
-    return ", ".join(changes)
+    return ", ".join(changes[:MOST_PROOFS])
 
 
 def _speed(run):
