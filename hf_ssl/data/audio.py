@@ -18,7 +18,7 @@ AUDIO_COLUMNS = ("audio", "file", "path", "flac", "wav", "mp3", "ogg", "opus")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "speakers", "client_id")
 LOBES = 10  # of the low-pass filter on each side, as `resample_poly` has them
 MP3_START = 4608  # frames that its decoder takes to come to itself: four of its blocks
-LONGEST = 2**40  # samples; a header that promises more does not know
+MOST_FRAMES = 2**40  # samples; a header that promises more does not know
 
 
 def audio_rows(data, audio_column=None):
@@ -68,7 +68,7 @@ def audio_length(value, sampling_rate=SAMPLING_RATE):
     if isinstance(value, dict) and value.get("array") is not None:
         return len(value["array"]) * sampling_rate // value["sampling_rate"]
     with open_audio(value) as file:
-        if file.frames > LONGEST:
+        if file.frames > MOST_FRAMES:
             raise ValueError("the audio does not say how long it is")
         return file.frames * sampling_rate // file.samplerate
 

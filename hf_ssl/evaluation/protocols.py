@@ -3,7 +3,7 @@ as a dict, a file and a table. images.py and text.py bring data, encoders, pictu
 
 A protocol of another kind is a module with `run(encoders, source, output_dir)`, which gives {row: {column: number}}, with
 SETTINGS, what a reader must know to repeat it, and METRICS, a Metric for each column. It stands in the table `EXTRA` of
-text.py or pairs.py. Every process calls it; only the main one's numbers count.
+text.py or pairs.py, or, with arguments of its own, in audio.py. Every process calls it; only the main one's numbers count.
 """
 
 import json
@@ -39,12 +39,8 @@ SETTINGS = {
     "fine_tune": FINE_TUNE,
 }
 PICTURES = {"neighbours", "tsne"}
-FROZEN = {
-    "knn",
-    "linear_probe",
-    "low_label",
-    "logistic_regression",
-} | PICTURES  # these need features; fine-tuning needs the data themselves
+# these need features; fine-tuning needs the data themselves
+FROZEN = {"knn", "linear_probe", "low_label", "logistic_regression"} | PICTURES
 ROWS = {
     "chance": "Chance, or always the most frequent class",
     "raw_pixels": "Raw pixels",

@@ -22,7 +22,7 @@ from .encoders import load_model, locate, one_line
 
 POOLED, CLS, MEAN = "pooler_output", "first token of last_hidden_state", "mean of last_hidden_state over tokens"
 FEATURES = {"mean": MEAN, "pooler": POOLED, "cls": CLS}  # as `feature` names them
-PAIRS = (  # the columns of GLUE's tasks on two texts
+GLUE_PAIRS = (  # the columns of GLUE's tasks on two texts
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question", "sentence"),
@@ -154,12 +154,12 @@ def bag_of_words(encoder, items, seed=0):
 def text_and_label(data, columns=(), label_column=None):
     """(data with only these columns; the name of the text column, or of two; that of the label column).
 
-    columns: one or two names; none: a pair that PAIRS knows, else a text column found by name. Raises DataError if one is
+    columns: one or two names; none: a pair that GLUE_PAIRS knows, else a text column found by name. Raises DataError if one is
     missing or holds no text.
     """
     label_column = find_column(data, label_column, "label", LABEL_COLUMNS, (datasets.ClassLabel,))
     names = column_names(data)
-    pairs = [pair for pair in PAIRS if set(pair) <= set(names)]
+    pairs = [pair for pair in GLUE_PAIRS if set(pair) <= set(names)]
     columns = tuple(text_rows(data, name)[1] for name in columns or (pairs or [(None,)])[0])
     return data.select_columns([*columns, label_column]), columns, label_column
 
