@@ -10,6 +10,7 @@ from statistics import median
 from time import perf_counter
 
 import torch
+from tqdm.auto import tqdm
 
 SPAWN = multiprocessing.get_context("spawn")
 BLOCK = 31 * 2**18  # numbers, 31 MiB: just below what glibc never keeps
@@ -19,7 +20,7 @@ STEPS = 2  # whose memory counts: gradients and momenta come with the first
 def interleave(variants, rounds):
     """{name: seconds of each round} of {name: function that returns its seconds}, after one round of warm-up."""
     seconds = {name: [] for name in variants}
-    for _ in range(rounds + 1):
+    for _ in tqdm(range(rounds + 1), desc="rounds, the first to warm up", unit="round"):
         for name, run in variants.items():
             seconds[name].append(run())
     return {name: own[1:] for name, own in seconds.items()}
@@ -60,9 +61,8 @@ def _serve(turn, window, threads, start_method, loop, *arguments):
     os.setsid()
     multiprocessing.set_start_method(start_method, force=True)
     torch.set_num_threads(threads)
-    torch.zeros(
-        BLOCK
-    )  # freed at once, as in any training: glibc then keeps smaller blocks instead of mapping them anew
+    # freed at once, as in any training: glibc then keeps smaller blocks instead of mapping them anew
+    torch.zeros(BLOCK)
     items = loop(*arguments)
     next(items)
     turn.send("ready")
