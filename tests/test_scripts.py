@@ -223,9 +223,8 @@ def test_simclr_leaves_its_own_resnet_that_brings_its_code(pictures, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
-    assert (
-        type(AutoModel.from_pretrained(folder)) is hf_ssl.SSLResNetModel
-    )  # after `import hf_ssl` there is nothing to trust
+    # after `import hf_ssl` there is nothing to trust
+    assert type(AutoModel.from_pretrained(folder)) is hf_ssl.SSLResNetModel
 
 
 BERT = ["--max_seq_length", 32, "--vocab_size", 400, "--max_steps", 2, "--per_device_train_batch_size", 8]

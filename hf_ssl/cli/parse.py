@@ -134,9 +134,8 @@ def set_up_logging():
     level = logging.INFO if main else logging.ERROR
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("hf_ssl").setLevel(level)
-    logging.getLogger("accelerate.utils.other").setLevel(
-        logging.ERROR
-    )  # tells at each checkpoint of weights that are tied
+    # tells at each checkpoint of weights that are tied
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     logging.captureWarnings(True)
     warnings.simplefilter("default" if main else "ignore")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -200,9 +200,8 @@ def longest(encoder):
     config = encoder.model.config.get_text_config()
     most = encoder.processor.model_max_length  # a huge number if the tokenizer does not say
     if positions := getattr(config, "max_position_embeddings", None):
-        offset = (
-            config.pad_token_id + 1 if "roberta" in config.model_type else 0
-        )  # whose positions begin after the padding's
+        # RoBERTa's positions begin after the padding's
+        offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
         most = min(most, positions - offset)
     return most
 

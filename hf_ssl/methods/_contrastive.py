@@ -29,9 +29,8 @@ def queue_cross_entropy(queries, keys, queue, temperature):
     brief = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
     with torch.autocast(device, enabled=False):
         if temperature < SHARPEST:
-            logits = queue_logits(
-                queries, keys, queue.clone(), temperature
-            )  # which will have moved on at the backward
+            # a copy of the queue, which will have moved on at the backward
+            logits = queue_logits(queries, keys, queue.clone(), temperature)
             return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
         return _QueueCrossEntropy.apply(queries, keys, queue, temperature, torch.bfloat16 if brief else queries.dtype)
 

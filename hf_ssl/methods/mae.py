@@ -112,10 +112,8 @@ class MAEForPreTraining(SSLModel):
     def target(self, pixel_values):
         patches = patchify(pixel_values, self.patch_size)  # (N, L, patch_size^2 C)
         if self.config.norm_pix_loss:
-            mean, variance = (
-                patches.mean(-1, keepdim=True),
-                patches.var(-1, keepdim=True),
-            )  # unbiased, as in the original
+            mean = patches.mean(-1, keepdim=True)
+            variance = patches.var(-1, keepdim=True)  # unbiased, as in the original
             patches = (patches - mean) / (variance + 1e-6).sqrt()
         return patches
 

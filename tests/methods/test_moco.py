@@ -91,9 +91,8 @@ class TestMoCo(MethodTester):
             pixels = torch.arange(8 * 3 * 16 * 16.0)
             views = [pixels.mul(0.37 + 0.11 * v).add(step).sin().view(8, 3, 16, 16) for v in range(2)]
             loss = model(*views).loss
-            assert loss.item() == pytest.approx(
-                expected, abs=2e-4 if step else 1e-6
-            )  # later: float32 on other hardware
+            tolerance = 2e-4 if step else 1e-6  # later: float32 on other hardware
+            assert loss.item() == pytest.approx(expected, abs=tolerance)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
