@@ -124,11 +124,13 @@ class TokenArguments(TextArguments):
 
 @dataclass
 class PairArguments(ImageArguments):
-    text_column: str | None = field(default=None, metadata={"help": "Column of captions; found by name."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column of captions; found by name, of the embedded emoji their names."}
+    )
     tags_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of words, some of which follow the caption, drawn anew for each epoch; none: no words."
+            "help": "Column of words, some of which follow the caption, drawn anew for each epoch; embedded: keywords."
         },
     )
     vision_tower: str | None = field(
@@ -138,7 +140,7 @@ class PairArguments(ImageArguments):
         default=None, metadata={"help": "Hub id or folder of a text encoder, or of a CLIP; none: the preset's, new."}
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Hub id or folder; none: the text tower's, or learnt from the captions."}
+        default=None, metadata={"help": "Hub id or folder; none: the text tower's, or learnt from captions and tags."}
     )
     vocab_size: int = field(default=49408, metadata={"help": "Entries of the vocabulary that is learnt."})
     max_seq_length: int = field(default=77, metadata={"help": "Tokens of a caption, special ones counted."})

@@ -328,10 +328,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     for kind in ("broken", "unfit"):
         number = sum(counts[kind] for counts, _ in told)
         if number and accelerator.is_main_process:
-            reasons = [
-                reasons[kind] for _, reasons in told if kind in reasons
-            ]  # none for what a checkpoint has counted
-            because = f", the last because: {reasons[0]}" if reasons else ""
+            known = [reasons[kind] for _, reasons in told if kind in reasons]  # of what a checkpoint has counted: none
+            because = f", the last because: {known[0]}" if known else ""
             logger.warning("%d %s rows were skipped among %d%s.", number, kind, loader.rows_seen + number, because)
     core = whole_model()
     for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next

@@ -212,7 +212,7 @@ def test_training_with_labels_gives_what_the_data_have_labels_for(without, wav2v
     source = Source("speech", str(tones), max_samples=6)
     load = source._load
     source._load = lambda split: load(split) if without is None else load(split).remove_columns(without)
-    protocol = Supervised(epochs=0, min_steps=2)
+    protocol = Supervised(epochs=0)
     [(row, found)] = protocol.run({"pretrained": encoder, "random_initialisation": encoder}, source, None).items()
     columns = {"spans": {"phones", "phones_with_pauses"}, "speaker_id": {"speakers"}}
     left = [names for column, names in columns.items() if column != without]
@@ -296,12 +296,14 @@ def test_the_tables_of_cpc_keep_the_runs_that_ended_and_make_the_one_that_lacks(
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
     from benchmarks import cpc_table
 
+    kinds = dict.fromkeys(["phones", "linear_probe", "phones_hidden", "speakers"], 90.0)
     variants = {"supervised": 74.6, "pretrained": 66.0}
-    for number, name in enumerate([*cpc_table.STEPS, *cpc_table.POLICIES]):
+    for number, (name, (settings, _)) in enumerate((cpc_table.STEPS | cpc_table.POLICIES).items()):
         if name not in ("4 steps", "Mixed speaker"):  # the second is the run with 12 steps
             folder = tmp_path / name.replace(" ", "_").lower()
-            folder.mkdir()
-            rows = {row: {"phones": phones + number, "linear_probe": 90.0} for row, phones in variants.items()}
+            (folder / "pretraining").mkdir(parents=True)
+            (folder / "pretraining/config.json").write_text(json.dumps(settings))
+            rows = {row: kinds | {"phones": phones + number} for row, phones in variants.items()}
             (folder / "eval_results.json").write_text(json.dumps({"results": rows}))
     flags = f"--dataset_name {tones} --max_steps 1 --per_device_train_batch_size 2"
     cpc_table.compare(tmp_path, flags.split())
@@ -310,4 +312,11 @@ def test_the_tables_of_cpc_keep_the_runs_that_ended_and_make_the_one_that_lacks(
     made = json.loads((tmp_path / "4_steps/eval_results.json").read_text())["results"]["pretrained"]["phones"]
     assert [float(line.split("|")[2]) for line in steps[2:]] == [66.0, round(made, 1), 68.0, 69.0, 70.0]
     assert policies[2].split("|")[1:3] == [" Mixed speaker ", " 69.0 "]
-    assert json.loads((tmp_path / "4_steps/pretraining/config.json").read_text())["prediction_steps"] == 4
+    config = json.loads((tmp_path / "4_steps/pretraining/config.json").read_text())
+    assert (config["prediction_steps"], config["negative_policy"]) == (4, "mixed")
+    assert f"{made:.1f}" in (tmp_path / "4_steps/README.md").read_text()
+    with pytest.raises(InputError, match="flags must not set --config_overrides, found '--config_overrides=x=1'"):
+        cpc_table.compare(tmp_path, ["--config_overrides=x=1"])
+    (tmp_path / "2_steps/pretraining/config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="has prediction_steps 4, expected 2"):
+        cpc_table.compare(tmp_path, flags.split())

@@ -198,9 +198,8 @@ def test_accuracies_and_the_most_frequent_answer():
     similarity = torch.tensor([[0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6], [0.7, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]])
     assert top_accuracies(similarity, torch.tensor([1, 3])) == {"zero_shot": 50.0, "zero_shot_top5": 100.0}
     assert top_accuracies(similarity, torch.tensor([0, 1])) == {"zero_shot": 0.0, "zero_shot_top5": 0.0}
-    assert top_accuracies(similarity[:, :5], torch.tensor([1, 0])) == {
-        "zero_shot": 100.0
-    }  # five of five would say nothing
+    # five of five would say nothing
+    assert top_accuracies(similarity[:, :5], torch.tensor([1, 0])) == {"zero_shot": 100.0}
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4, 5, 6])
     assert majority(labels, 7) == {"zero_shot": 30.0, "zero_shot_top5": 80.0}
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from ..checkpoints import from_main
 from ..data import PairDecoder, RandomSquareCrop, load_split, pair_rows, train_bpe
-from ..data.pairs import captions
+from ..data.pairs import captions, tags
 from ..errors import InputError
 from ..evaluation.encoders import one_line
 from ..evaluation.processes import process_state
@@ -113,9 +113,10 @@ def pair_tokenizer(config, args, rows, columns):
     begun_from = config.name_or_path or config.backbone_config.name_or_path or native.name_or_path
     tokenizer, name = named_tokenizer(args, begun_from)
     if tokenizer is None:
-        columns = [column for column in columns if column]
-        blocks = rows.select_columns(columns).iter(1000)
-        texts = (text for block in blocks for column in columns for cell in block[column] for text in captions(cell))
+        readers = {column: read for column, read in zip(columns, (captions, tags), strict=True) if column}
+        blocks = rows.select_columns(list(readers)).iter(1000)
+        cells = ((read, cell) for block in blocks for column, read in readers.items() for cell in block[column])
+        texts = (text for read, cell in cells for text in read(cell))
         tokenizer = from_main(process_state(), lambda: train_bpe(texts, args.vocab_size, args.max_seq_length))
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if None in (end, tokenizer.pad_token_id):
@@ -141,7 +142,12 @@ def pair_processor(config, args, tokenizer):
     native = config.backbone_config
     size = view_size(config, args)
     if name := config.name_or_path or native.name_or_path or native.vision_config.name_or_path:
-        images = AutoImageProcessor.from_pretrained(name)
+        try:
+            images = AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"vision_tower '{name}' has no image processor that can be read: {one_line(error)}."
+            ) from error
     else:
         images = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     return (CLIPProcessor if native.model_type == "clip" else VisionTextDualEncoderProcessor)(images, tokenizer)
@@ -157,7 +163,7 @@ def pair_decoder(config, args, columns, processor):
 
 
 def report_cut(decoder):
-    """Tell how many captions a run has cut. Called by every process."""
+    """Tell how many captions a run has cut since it was started, or taken up. Called by every process."""
     cut, seen = (sum(counts) for counts in zip(*gather_object([(int(decoder.cut), decoder.seen)]), strict=True))
     if cut:
         logger.warning(

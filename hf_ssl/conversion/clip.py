@@ -17,7 +17,7 @@ HEADS = {
     1280: 16,
     1408: 16,
     1664: 16,
-}  # of image towers by width, open_clip's ViT-H, g, bigG; of all others width / 64
+}  # of image towers by width: open_clip's ViT-H, g, bigG; of all others width / 64
 ACTIVATIONS = ("quick_gelu", "gelu")
 OPENAI = {"input_resolution", "context_length", "vocab_size"}  # integers that only OpenAI's files hold
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"

@@ -10,6 +10,7 @@ from .loader import Unfit
 from .loading import DataError, find_column
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "txt", "sentences", "sentence", "raw", "alt_text", "title", "json")
+TAG_COLUMNS = ("tags", "keywords")
 CAPTION_STREAM = 111  # separates the draw of a caption from the view's
 MOST_TAGS = 3  # behind a caption
 
@@ -25,38 +26,44 @@ def pair_rows(data, image_column=None, text_column=None, tags_column=None):
     if tags_column is not None:
         found.append(("tags_column", find_column(data, tags_column, "tags", ()), "words"))
     for argument, column, expected in found:
-        kind = (data.features or {}).get(column)
-        holds = getattr(kind, "dtype", "string")
-        if isinstance(kind, datasets.ClassLabel | datasets.Image | datasets.Audio):
-            holds = type(kind).__name__
-        if holds not in ("string", "large_string", "binary", "large_binary", "list", "dict"):
+        holds = _kind((data.features or {}).get(column))
+        if holds not in ("string", "large_string", "binary", "large_binary", "dict"):
             raise DataError(f"{argument} '{column}' holds {holds} values: expected {expected}.")
     text = found[0][1]
     return data.select_columns([image, *(column for _, column, _ in found)]), image, text, tags_column
 
 
-def captions(value):
-    """The captions in a cell, in one line each; empty ones are left out."""
+def _kind(feature):
+    """What cells, or lists in them, hold."""
+    while isinstance(feature, datasets.List | datasets.LargeList | list):
+        feature = feature[0] if isinstance(feature, list) else feature.feature
+    if isinstance(feature, datasets.ClassLabel | datasets.Image | datasets.Audio):
+        return type(feature).__name__
+    return "dict" if isinstance(feature, dict) else getattr(feature, "dtype", "string")  # a stream may not say
+
+
+def captions(value, names=CAPTION_COLUMNS):
+    """The captions in a cell, in one line each; empty ones are left out. names: of them in a dict, the first that is there."""
     if isinstance(value, dict):
-        return captions(next((value[name] for name in CAPTION_COLUMNS if value.get(name)), None))
+        return captions(next((value[name] for name in names if value.get(name)), None), names)
     if isinstance(value, bytes):
-        value = value.decode()
+        value = value.decode(errors="replace")
     if isinstance(value, str):
         return [" ".join(value.split())] if value.strip() else []
-    return [caption for item in value if item for caption in captions(item)] if value else []
+    return [caption for item in value if item for caption in captions(item, names)] if value else []
 
 
 def tags(value):
     """The tags in a cell: of a list, or of a text with commas between them."""
-    return [tag.strip() for text in captions(value) for tag in text.split(",") if tag.strip()]
+    return [tag.strip() for text in captions(value, TAG_COLUMNS) for tag in text.split(",") if tag.strip()]
 
 
-def _caption(captions, tags, draws):
-    """One of the captions with none to MOST_TAGS of the tags, by 2 + MOST_TAGS numbers in [0, 1)."""
+def _drawn(texts, words, draws):
+    """One of the captions with none to MOST_TAGS of its tags, by 2 + MOST_TAGS numbers in [0, 1)."""
     which, how_many, *places = draws
-    left = list(tags)
-    drawn = [left.pop(int(place * len(left))) for place in places[: int(how_many * (1 + min(MOST_TAGS, len(tags))))]]
-    return ", ".join([captions[int(which * len(captions))], *drawn])
+    left = list(words)
+    drawn = [left.pop(int(place * len(left))) for place in places[: int(how_many * (1 + min(MOST_TAGS, len(words))))]]
+    return ", ".join([texts[int(which * len(texts))], *drawn])
 
 
 class PairDecoder:
@@ -78,11 +85,11 @@ class PairDecoder:
             raise Unfit(f"the caption in '{self.text_column}' is empty or missing")
         return self.images.decode(row), found, tags(row[self.tags_column]) if self.tags_column else []
 
-    def collate(self, rows, sample_seeds):
+    def collate(self, decoded, sample_seeds):
         """What ImageDecoder gives, and input_ids and attention_mask, (N, L), padded to the longest."""
-        images, *texts = zip(*rows, strict=True)
+        images, *texts = zip(*decoded, strict=True)
         draws = uniform(fold_in(sample_seeds, CAPTION_STREAM), 2 + MOST_TAGS).tolist()
-        texts = [_caption(*row) for row in zip(*texts, draws, strict=True)]
+        texts = [_drawn(*own) for own in zip(*texts, draws, strict=True)]
         tokens = self.tokenizer(texts, verbose=False)["input_ids"]
         long = [i for i, ids in enumerate(tokens) if len(ids) > self.max_seq_length]
         if long:

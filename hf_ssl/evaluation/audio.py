@@ -7,9 +7,9 @@ from . import pictures
 from .audio_encoders import audio_and_label, load_audio_encoder, mfcc_encoder
 from .encoders import random_encoder
 from .phones import HIDDEN, Phones, find_segments
-from .protocols import FROZEN, METRICS, Metric, Source, Splits, check_protocols, run_protocols
+from .protocols import FROZEN, METRICS, Source, Splits, check_protocols, named_after, run_protocols
 from .speakers import Speakers
-from .supervised import EPOCHS, Supervised
+from .supervised import Supervised
 
 PROTOCOLS = ("knn", "linear_probe", "low_label", "tsne", "phones", "phones_hidden", "speakers", "supervised")
 
@@ -23,9 +23,9 @@ def evaluate_audio(
 
     As `evaluate_images`, and: dataset_name: None for the embedded recordings. label_column: the speaker, if it is not named
     and there is one; knn, linear_probe, low_label and tsne are of the mean over time of an utterance's frames. segments_column:
-    lists of {start, end, label} in seconds, found by type, for `phones`, `phones_hidden` and `supervised`, which encode on
-    the main process alone. fine_tune_epochs: of `supervised`. baselines: also evaluate MFCC and the encoder at random
-    initialisation.
+    lists of {start, end, label} in seconds, found by type, for `phones`, `phones_hidden` and `supervised`; these and
+    `speakers` encode on the main process alone. fine_tune_epochs: of `supervised`. baselines: also evaluate MFCC and the
+    encoder at random initialisation.
     """
     check_protocols(protocols, PROTOCOLS, output_dir)
     encoder = load_audio_encoder(name_or_path, revision)
@@ -45,7 +45,7 @@ def evaluate_audio(
         "phones": Phones(segments_column),
         "phones_hidden": Phones(segments_column, HIDDEN),
         "speakers": Speakers(label_column),
-        "supervised": Supervised(segments_column, label_column, fine_tune_epochs or EPOCHS),
+        "supervised": Supervised(segments_column, label_column, fine_tune_epochs),
     }
     return run_protocols(
         encoders,
@@ -54,7 +54,7 @@ def evaluate_audio(
         protocols,
         draw=lambda features: _draw(features, protocols, data, seed, output_dir),
         extra=extra,
-        metrics=_metrics_of(data.label_column) if data else None,
+        metrics=named_after(METRICS, data.label_column) if data else None,
         output_dir=output_dir,
     )
 
@@ -67,14 +67,6 @@ def load_recordings(source, label_column=None):
         splits[i] = source.drawn(split)
     found = {"audio_column": columns[0], "label_column": label_column}
     return Splits(*splits, columns, label_column, names, source.description | found)
-
-
-def _metrics_of(label_column):
-    """The Metric of each column that is about the label of utterances, whose name the table then tells."""
-    return {
-        column: Metric(f"{metric.name}, {label_column}", title=f"{column.replace('_', ' ')} ({label_column})")
-        for column, metric in METRICS.items()
-    }
 
 
 def _draw(features, protocols, data, seed, output_dir):

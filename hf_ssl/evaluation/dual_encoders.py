@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import InputError
-from .encoders import DUAL_ENCODERS
+from .encoders import DUAL_ENCODER_CONFIGS
 from .image_encoders import ImageEncoder, load_encoder
 from .text_encoders import TextEncoder, load_tokenizer, longest
 
@@ -36,7 +36,7 @@ class DualEncoder(ImageEncoder):
 def load_dual_encoder(name_or_path, revision=None):
     """A DualEncoder from a folder or Hub id. Raises InputError if it does not encode both images and texts."""
     encoder = load_encoder(name_or_path, revision)
-    if type(encoder.model.config) not in DUAL_ENCODERS:
+    if type(encoder.model.config) not in DUAL_ENCODER_CONFIGS:
         raise InputError(
             f"'{name_or_path}' encodes images alone: expected an encoder of images and texts, such as CLIP."
         )

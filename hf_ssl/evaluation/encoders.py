@@ -24,16 +24,13 @@ from ..methods import METHODS
 SSL_METHODS = {method.config_class.model_type: method for method in METHODS.values()}
 MODALITIES = {"pixel_values": "image", "input_ids": "text", "input_values": "audio"}
 PAIRS = "image and text"  # what a dual encoder reads
-DUAL_ENCODERS = {
-    *MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING.keys(),
-    VisionTextDualEncoderConfig,
-}  # their configs
+DUAL_ENCODER_CONFIGS = {*MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING.keys(), VisionTextDualEncoderConfig}
 
 
 def find_modality(name_or_path, revision=None):
     """What a checkpoint reads: image, text, audio, "image and text". Only its config is read. Raises InputError."""
     config = _load_config(name_or_path, revision)
-    if type(config) in DUAL_ENCODERS:
+    if type(config) in DUAL_ENCODER_CONFIGS:
         return PAIRS
     if config.model_type in SSL_METHODS:
         return modality_of(SSL_METHODS[config.model_type])
@@ -127,7 +124,7 @@ def _pretraining_config(repo, subfolder, revision):
 
 
 __all__ = [
-    "DUAL_ENCODERS",
+    "DUAL_ENCODER_CONFIGS",
     "MODALITIES",
     "PAIRS",
     "SSL_METHODS",

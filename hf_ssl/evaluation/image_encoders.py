@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor
 from ..data.images import decode_image, image_processor, image_rows
 from ..data.loading import LABEL_COLUMNS, find_column
 from ..errors import InputError
-from .encoders import DUAL_ENCODERS, load_model, locate, one_line
+from .encoders import DUAL_ENCODER_CONFIGS, load_model, locate, one_line
 from .features import checked_labels
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def load_encoder(name_or_path, revision=None):
     """An ImageEncoder from a folder or Hub id: one of our releases or its `pretraining` part, or any image model that
     AutoModel loads. Raises InputError if there is none, or if its features would be random."""
     model, missing = load_model(name_or_path, revision)
-    dual = type(model.config) in DUAL_ENCODERS
+    dual = type(model.config) in DUAL_ENCODER_CONFIGS
     if model.main_input_name != "pixel_values" and not dual:
         reads = f"its model_type '{model.config.model_type}' reads {model.main_input_name}"
         raise InputError(f"'{name_or_path}' is not an image encoder: {reads}.")
@@ -160,7 +160,7 @@ def _load_processor(repo, revision, size, channels):
 @torch.no_grad()
 def _choose_feature(encoder, pooler_is_random):
     model, image = encoder.model, torch.zeros(encoder.channels, 64, 64, dtype=torch.uint8)
-    if type(model.config) in DUAL_ENCODERS:
+    if type(model.config) in DUAL_ENCODER_CONFIGS:
         return IMAGE
     try:
         output = model(pixel_values=encoder.preprocess([image]))

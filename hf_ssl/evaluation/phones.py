@@ -201,6 +201,11 @@ def read_splits(encoder, source, train, test, segments=None, label_column=None):
     (train, train_broken), (test, test_broken) = found
     counts = {"train_utterances": len(train), "test_utterances": len(test)}
     source.found |= counts | {f"broken_{encoder.kind}s": train_broken + test_broken}
+    for split, utterances in ((source.train_split, train), (source.test_split, test)):
+        if segments and not any(len(utterance.classes) for utterance in utterances):
+            raise InputError(
+                f"segments_column '{segments.column}' holds no segment in the split '{split}', expected some in both parts."
+            )
     return train, test
 
 

@@ -8,7 +8,7 @@ text.py or pairs.py, or, with arguments of its own, in audio.py. Every process c
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import accelerate
@@ -246,8 +246,8 @@ def percent(fraction):
 
 
 def _merged(path, results, data_was_read=True):
-    """`results` with the numbers of an earlier evaluation of the same model on the same rows, which a new one completes; one
-    that read no data completes any."""
+    """`results` with the numbers of an earlier evaluation of the same model on the same rows, which a new one completes, if
+    what both ran had the same settings; one that read no data completes any."""
     earlier = json.loads(path.read_text()) if path.is_file() else {}
     if "metrics" not in earlier or any(earlier[key] != results[key] for key in ("model", "feature")):
         return results
@@ -262,6 +262,9 @@ def _merged(path, results, data_was_read=True):
     elif any(earlier["dataset"][key] != results["dataset"][key] for key in both):
         return results
     elif any(earlier["settings"].get(key) != results["settings"].get(key) for key in drawn):
+        return results
+    again = earlier["settings"].keys() & results["settings"].keys() - drawn
+    if any(earlier["settings"][name] != results["settings"][name] for name in again):
         return results
     rows = _in_order(earlier["results"] | results["results"])
     return results | {
@@ -291,6 +294,16 @@ def _metric(column, known):
     metric = known[stem]
     title = metric.title and f"{metric.title} {part}"
     return Metric(**asdict(metric) | {"name": f"{metric.name} with {part} of the labels", "title": title})
+
+
+def named_after(metrics, label_column):
+    """`metrics` of labels, whose names and titles then tell the column of these."""
+    return {
+        column: replace(
+            metric, name=f"{metric.name}, {label_column}", title=f"{column.replace('_', ' ')} ({label_column})"
+        )
+        for column, metric in metrics.items()
+    }
 
 
 def numbered_classes(train, test, label_column, are_names=False):

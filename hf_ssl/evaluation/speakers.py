@@ -1,10 +1,10 @@
-"""Speakers: who says an utterance, from the frames of a frozen encoder.
+"""Speakers, or what else utterances are labelled with: who says one, from the frames of a frozen encoder.
 
 van den Oord et al. 2018, https://arxiv.org/abs/1807.03748, section 3.1: multinomial logistic regression on the vector of each
 frame, not averaged over time. An utterance is given to the speaker whom its frames together make most probable.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,7 +12,7 @@ from ..data.audio import SPEAKER_COLUMNS
 from .phones import SETTINGS as FRAMES
 from .phones import labelled_frames, read_splits, score_frames
 from .processes import process_state
-from .protocols import ROWS, Metric, percent
+from .protocols import ROWS, Metric, named_after, percent
 
 SETTINGS = {
     name: FRAMES[name] for name in ("optimizer", "epochs", "min_steps", "batch_size", "learning_rate", "most_seconds")
@@ -28,13 +28,14 @@ class Speakers:
     """The protocol `speakers`, as protocols.py describes. label_column: of utterances; found as `audio_and_label` does."""
 
     label_column: str | None = None
+    METRICS: dict = field(default_factory=lambda: METRICS)
     SETTINGS = SETTINGS
-    METRICS = METRICS
 
     def run(self, encoders, source, output_dir):
         train, test, names, label_column = source.labelled_rows(self.label_column, SPEAKER_COLUMNS)
         if not process_state().is_main_process:
             return {}
+        source.found["label_column"], self.METRICS = label_column, named_after(METRICS, label_column)
         train, test = read_splits(encoders["pretrained"], source, train, test, label_column=label_column)
         speakers, found = torch.tensor([each.label for each in test]), {}
         classes = len(names) if names else 1 + max(each.label for each in train + test)

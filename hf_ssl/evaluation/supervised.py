@@ -9,7 +9,7 @@ import copy
 import math
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ..data.loading import DataError, column_names
 from .encoders import random_encoder
 from .phones import Phones, accuracies, find_segments, read_splits
 from .processes import process_state
-from .protocols import percent
+from .protocols import named_after, percent
 from .speakers import METRICS as SPEAKERS
 
 EPOCHS, MIN_STEPS, BATCH_SIZE = 5, 600, 8
@@ -49,13 +49,17 @@ class Supervised:
 
     segments_column: str | None = None
     label_column: str | None = None
-    epochs: int = EPOCHS
-    min_steps: int = MIN_STEPS
-    METRICS = Phones().METRICS | {"speakers": SPEAKERS["speakers"]}
+    epochs: int | None = None  # none: EPOCHS, and MIN_STEPS where these are few
+    METRICS: dict = field(default_factory=lambda: Phones().METRICS)
+
+    @property
+    def length(self):
+        epochs, min_steps = (EPOCHS, MIN_STEPS) if self.epochs is None else (self.epochs, 1)
+        return {"epochs": epochs, "min_steps": min_steps}
 
     @property
     def SETTINGS(self):
-        return SETTINGS | {"epochs": self.epochs, "min_steps": self.min_steps}
+        return SETTINGS | self.length
 
     def run(self, encoders, source, output_dir):
         encoder = encoders.get("random_initialisation") or random_encoder(encoders["pretrained"], source.seed)
@@ -69,7 +73,7 @@ class Supervised:
         train, test, names, label_column = labelled or (train, test, None, None)
         train, test = read_splits(encoder, source, train, test, segments, label_column)
 
-        found, settings = {}, {"epochs": self.epochs, "min_steps": self.min_steps, "seed": source.seed}
+        found, settings = {}, self.length | {"seed": source.seed}
         if segments:
             classify = train_network(encoder, train, len(segments.names), "phones", **settings)
             frames = [(classify(each.waveform), each) for each in test]  # (T, K) each
@@ -83,6 +87,8 @@ class Supervised:
             classify = train_network(encoder, whole, classes, label_column, **settings)
             scores = [classify(each.waveform).log_softmax(1).sum(0) for each in test]  # (K,) each
             right = [score.argmax().item() == each.label for score, each in zip(scores, test, strict=True)]
+            source.found["label_column"] = label_column
+            self.METRICS = self.METRICS | named_after({"speakers": SPEAKERS["speakers"]}, label_column)
             found["speakers"] = percent(sum(right) / len(right))
         return {"supervised": found}
 
@@ -130,8 +136,11 @@ def train_network(encoder, utterances, classes, of_what, *, epochs=EPOCHS, min_s
                 window[: len(cut)] = cut
             with torch.autocast(device.type, torch.bfloat16, enabled=brief):
                 logits = network(windows.to(device)).float()
-            centres = encoder.centres(logits.shape[1])
-            targets = [utterances[row].at(start / rate + centres) for row, start in zip(rows, starts, strict=True)]
+            targets = []
+            for row, start in zip(rows, starts, strict=True):
+                moments = start / rate + encoder.centres(logits.shape[1])
+                heard = torch.from_numpy(moments < lengths[row].item() / rate)
+                targets.append(utterances[row].at(moments).where(heard, -1))
             targets = torch.cat(targets).to(device)  # (N T,)
             loss = functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-1, reduction="sum")
             loss = loss / (targets >= 0).sum().clamp(min=1)

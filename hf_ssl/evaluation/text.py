@@ -19,11 +19,8 @@ from .fine_tune_text import TASKS, fine_tune_text
 from .protocols import FROZEN, SETTINGS, Source, Splits, check_protocols, run_protocols
 from .text_encoders import FIT_ROWS, bag_of_words, load_text_encoder, text_and_label
 
-EXTRA = {
-    "language_model": language_model,
-    "next_sentence_retrieval": next_sentence_retrieval,
-    "words": words,
-}  # protocols that need no labels: name to module, as protocols.py describes
+# protocols that need no labels: name to module, as protocols.py describes
+EXTRA = {"language_model": language_model, "next_sentence_retrieval": next_sentence_retrieval, "words": words}
 PROTOCOLS = (*SETTINGS, "tsne", *EXTRA)
 WORDS_PER_TOKEN = 0.5  # so that most passages of so many words fit into max_length
 PEEK = 100  # rows looked at to see whether labels are kept secret

@@ -25,8 +25,8 @@ class CPCAudioConfig(SSLConfig):
 
     backbone_config: of a CPCAudioModel. prediction_steps: K, of 10 ms each. negatives: for each window, drawn afresh; all of its
     predictions share them. negative_policy: mixed, same_speaker, either also as `..._excluding_current`, or current (the
-    window itself only); same_speaker wants batches with several windows of a speaker (`--windows_per_speaker`), and a window
-    whose speaker has no other takes everybody's.
+    window itself only); same_speaker wants batches with several windows of a speaker (`--windows_per_speaker`). A window whose
+    speaker has no other takes its own frames, or everybody's where these are excluded, or where nobody knows the speaker.
     """
 
     model_type = "ssl_cpc_audio"

@@ -1,4 +1,4 @@
-"""The tables of the CPC paper on any speech with phone labels: methods, steps predicted, and where negatives come from."""
+"""The tables of the CPC paper on any speech with labels of phones and speakers: methods, steps predicted, negatives."""
 
 import json
 import subprocess
@@ -8,12 +8,13 @@ from pathlib import Path
 from hf_ssl.checkpoints import RUN_FILE
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import evaluate_audio
+from hf_ssl.hub import write_card
 from hf_ssl.transfer import EVAL_RESULTS
 
 PRETRAIN = Path(__file__).parents[1] / "pretrain_cpc_audio.py"
-SPEAKERS = {"Speakers": "speakers", "by the mean over time": "linear_probe"}
+SPEAKER_COLUMNS = {"Speakers": "speakers", "by the mean over time": "linear_probe"}
 PROTOCOLS, METHOD_PROTOCOLS = ("phones", "linear_probe"), ("phones_hidden", "speakers", "supervised")
-METHODS = {  # row of the results -> as the paper calls it
+ROWS = {  # row of the results -> as the paper calls it
     "random_initialisation": "Random initialisation",
     "mfcc": "MFCC features",
     "pretrained": "CPC",
@@ -21,10 +22,10 @@ METHODS = {  # row of the results -> as the paper calls it
 }
 COMPARED = "12 steps"  # the run that stands for CPC among the methods
 # name of a row -> config, and flags that go with it; the run with 12 steps and mixed negatives stands in all tables
-STEPS = {f"{k} steps": (f"prediction_steps={k},negative_policy=mixed", "") for k in (2, 4, 8, 12, 16)}
+STEPS = {f"{k} steps": ({"prediction_steps": k, "negative_policy": "mixed"}, "") for k in (2, 4, 8, 12, 16)}
 GROUPED = "--windows_per_speaker 8"
 POLICIES = {
-    name: (f"prediction_steps=12,negative_policy={policy}", flags)
+    name: ({"prediction_steps": 12, "negative_policy": policy}, flags)
     for name, policy, flags in (
         ("Mixed speaker", "mixed", ""),
         ("Same speaker", "same_speaker", GROUPED),
@@ -33,44 +34,63 @@ POLICIES = {
         ("Current sequence only", "current", ""),
     )
 }
+OWN_FLAGS = ("--config_overrides", "--output_dir", "--eval_protocols", "--windows_per_speaker")
 
 
-def run(folder, flags, overrides, more):
-    """Make a run that has not been evaluated before, or what is left of it."""
-    if not (folder / EVAL_RESULTS).is_file():
-        command = [sys.executable, str(PRETRAIN), "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
-        command += ["--eval_protocols", "none", "--config_overrides", overrides, *more.split(), *flags]
-        subprocess.run(command, check=True)
+def run(folder, flags, settings, more):
+    """Make a run that has not ended before, or what is left of it."""
+    if (folder / EVAL_RESULTS).is_file():
+        made = json.loads((folder / "pretraining/config.json").read_text())
+        for name, value in settings.items():
+            if made[name] != value:
+                raise InputError(
+                    f"The run in '{folder}' has {name} {made[name]}, expected {value}: name another folder."
+                )
+        return
+    overrides = ",".join(f"{name}={value}" for name, value in settings.items())
+    command = [sys.executable, str(PRETRAIN), "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
+    command += ["--eval_protocols", "none", "--config_overrides", overrides, *more.split(), *flags]
+    if code := subprocess.run(command).returncode:
+        raise InputError(
+            f"The run in '{folder}' ended with code {code}, for the reason above; another start goes on with it."
+        )
 
 
 def results(folder, protocols, baselines):
-    """What `protocols` found of a run; they are run if they have not been."""
-    if not (folder / EVAL_RESULTS).is_file():
+    """What `protocols` find of a run; those that have not been run yet are."""
+    file = folder / EVAL_RESULTS
+    found = json.loads(file.read_text())["results"] if file.is_file() else {}
+    if lacking := [name for name in protocols if name not in found and name not in found.get("pretrained", {})]:
         used = json.loads((folder / RUN_FILE).read_text())["arguments"]
-        places = ("train_split", "test_split", "audio_column", "label_column", "streaming", "seed")
+        places = ("train_split", "test_split", "audio_column", "streaming", "seed")
         evaluate_audio(
-            str(folder), used["dataset_name"], used["dataset_config_name"], protocols=protocols, output_dir=folder,
-            baselines=baselines, **{place: used[place] for place in places},
+            str(folder), used["dataset_name"], used["dataset_config_name"], protocols=lacking, output_dir=folder,
+            label_column=used["speaker_column"] or used["label_column"], baselines=baselines,
+            **{place: used[place] for place in places},
         )  # fmt: skip
-    return json.loads((folder / EVAL_RESULTS).read_text())["results"]
+        write_card(folder)
+        found = json.loads(file.read_text())["results"]
+    return found
 
 
 def compare(output_dir, flags):
     """flags: of pretrain_cpc_audio.py, for all runs. Runs that have ended in `output_dir` are not made again."""
-    if "--config_overrides" in flags:
-        raise InputError("flags must not set --config_overrides: the rows of the tables differ by them.")
+    for flag in flags:
+        if (name := flag.partition("=")[0]) in OWN_FLAGS:
+            raise InputError(f"flags must not set {name}, found '{flag}': the runs of the tables have their own.")
     found = {}
-    for name, variant in (STEPS | POLICIES).items():
-        if variant not in found:
+    for name, (settings, more) in (STEPS | POLICIES).items():
+        if (variant := tuple(settings.values())) not in found:
             folder = Path(output_dir) / name.replace(" ", "_").lower()
-            run(folder, flags, *variant)
+            run(folder, flags, settings, more)
             compared = name == COMPARED
-            found[variant] = results(folder, (*PROTOCOLS, *METHOD_PROTOCOLS) if compared else PROTOCOLS, compared)
-    methods = found[STEPS[COMPARED]]
-    columns = {"Phones": "phones", "one hidden layer": "phones_hidden"} | SPEAKERS
-    print_table("Method", columns, {METHODS[row]: methods[row] for row in METHODS if row in methods})
+            protocols = (*PROTOCOLS, *METHOD_PROTOCOLS) if compared else PROTOCOLS
+            found[variant] = results(folder, protocols, compared)
+    methods = found[tuple(STEPS[COMPARED][0].values())]
+    columns = {"Phones": "phones", "one hidden layer": "phones_hidden"} | SPEAKER_COLUMNS
+    print_table("Method", columns, {row: methods[key] for key, row in ROWS.items() if key in methods})
     for title, variants in (("Steps predicted", STEPS), ("Negatives from", POLICIES)):
-        rows = {name: found[variant]["pretrained"] for name, variant in variants.items()}
+        rows = {name: found[tuple(settings.values())]["pretrained"] for name, (settings, _) in variants.items()}
         print_table(title, {"Phones": "phones", "Speakers, by the mean over time": "linear_probe"}, rows)
 
 
