@@ -353,7 +353,8 @@ def test_bad_requests_are_said_in_one_sentence(clip, pairs_folder, tmp_path):
     numbers = datasets.load_dataset(data, split="test").cast_column("label", datasets.Value("int64"))
     numbers.to_parquet(tmp_path / "numbers" / "test.parquet")
     nothing = datasets.load_dataset(data, split="test").select([3, 4])
-    nothing.to_parquet(tmp_path / "nothing" / "test.parquet")
+    for split in ("train", "test"):
+        nothing.to_parquet(tmp_path / "nothing" / f"{split}.parquet")
     vit = ViTModel(ViTConfig(**TOWER, **PIXELS))
     vit.save_pretrained(tmp_path / "vit")
     for name, arguments, expected in (
@@ -364,6 +365,11 @@ def test_bad_requests_are_said_in_one_sentence(clip, pairs_folder, tmp_path):
         (clip, {"text_column": "title"}, "text_column 'title' is not in the data set"),
         (clip, {"dataset_name": str(tmp_path / "numbers")}, "holds numbers without names, which zero_shot needs"),
         (clip, {"dataset_name": str(tmp_path / "nothing")}, "text_column 'caption' holds no text in the 2 test rows"),
+        (
+            clip,
+            {"dataset_name": str(tmp_path / "nothing"), "protocols": ["zero_shot"], "class_texts": "caption"},
+            "class_texts 'caption' holds no text in the 2 training rows",
+        ),
         (tmp_path / "vit", {}, "encodes images alone: expected an encoder of images and texts"),
     ):
         with pytest.raises(InputError) as error:

@@ -75,8 +75,8 @@ def evaluate_pairs(
     retrieval. prompts: texts with {} for the name of the class, or one file with such a text a line. class_texts: a column
     of the training part whose texts describe the classes, instead of their names.
 
-    Of the embedded emoji the classes are described by the training captions, unless prompts are given. Texts are cut at the
-    model's positions, and the results say how many were. Raises InputError.
+    Of the embedded emoji the classes are described by the texts of the training part, unless prompts are given. Texts are
+    cut at the model's positions, and the results say how many were. Raises InputError.
     """
     check_protocols(protocols, PROTOCOLS, output_dir)
     if prompts and class_texts:

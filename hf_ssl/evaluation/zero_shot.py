@@ -111,6 +111,8 @@ def _training_texts(source):
     texts_of = [[] for _ in range(len(names) if names else 1 + max(labels + described))]
     for label, texts in zip(described, source.values(train, source.class_texts), strict=True):
         texts_of[label] += captions(texts)
+    if not any(texts_of):
+        raise InputError(f"class_texts '{source.class_texts}' holds no text in the {len(described)} training rows.")
     if empty := sum(not own for own in texts_of):
         logger.warning("%d of %d classes have no training text, so they are never answered.", empty, len(texts_of))
     return column, labels, [list(dict.fromkeys(own)) for own in texts_of]
