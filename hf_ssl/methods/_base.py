@@ -17,6 +17,12 @@ class SSLConfig(PreTrainedConfig):
     A method adds its own typed fields, and a `backbone_config` where the encoder is a native architecture.
     """
 
+    def check_least(self, **least):
+        """Refuse fields that are smaller than the numbers given for them."""
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}, found {getattr(self, name)}.")
+
 
 @dataclass
 class SSLOutput(ModelOutput):

@@ -54,8 +54,7 @@ class BERTConfig(SSLConfig):
         if self.masked_fraction + self.random_fraction > 1:
             total = f"{self.masked_fraction} + {self.random_fraction}"
             raise ValueError(f"masked_fraction and random_fraction must add up to at most 1, found {total}.")
-        if self.max_predictions_per_seq < 1:
-            raise ValueError(f"max_predictions_per_seq must be at least 1, found {self.max_predictions_per_seq}.")
+        self.check_least(max_predictions_per_seq=1)
         vocabulary = self.backbone_config.vocab_size
         if not 0 <= self.mask_token_id < vocabulary:
             raise ValueError(f"mask_token_id must lie in the vocabulary of {vocabulary}, found {self.mask_token_id}.")

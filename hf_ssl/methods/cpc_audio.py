@@ -43,9 +43,7 @@ class CPCAudioConfig(SSLConfig):
             raise ValueError(f"backbone_config must be of model_type 'ssl_cpc_audio_model', found '{found}'.")
         if self.negative_policy not in POLICIES:
             raise ValueError(f"negative_policy must be one of {', '.join(POLICIES)}, found '{self.negative_policy}'.")
-        for name in ("prediction_steps", "negatives"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        self.check_least(prediction_steps=1, negatives=1)
 
 
 class CPCAudioForPreTraining(SSLModel):

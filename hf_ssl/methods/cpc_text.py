@@ -37,9 +37,7 @@ class CPCTextConfig(SSLConfig):
         if not isinstance(self.backbone_config, CPCTextModelConfig):
             found = self.backbone_config.model_type
             raise ValueError(f"backbone_config must be of model_type 'ssl_cpc_text_model', found '{found}'.")
-        for name in ("context_size", "prediction_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        self.check_least(context_size=1, prediction_steps=1)
 
 
 class CPCTextForPreTraining(SSLModel):

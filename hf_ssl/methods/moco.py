@@ -56,9 +56,7 @@ class MoCoConfig(SSLConfig):
             raise ValueError(f"temperature must be positive, found {self.temperature}.")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], found {self.momentum}.")
-        for name in ("projection_size", "queue_size", "batch_norm_group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        self.check_least(projection_size=1, queue_size=1, batch_norm_group_size=1)
 
 
 class MoCoForPreTraining(SSLModel):

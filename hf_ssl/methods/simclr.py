@@ -38,9 +38,7 @@ class SimCLRConfig(SSLConfig):
     def validate_ranges(self):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, found {self.temperature}.")
-        for name in ("projector_layers", "projection_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        self.check_least(projector_layers=1, projection_size=1)
 
 
 class SimCLRForPreTraining(SSLModel):

@@ -61,9 +61,7 @@ class Word2VecConfig(SSLConfig):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, found '{getattr(self, name)}'.")
-        for name, least in (("window", 1), ("negatives", 1), ("shared_negatives", 0), ("min_count", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}.")
+        self.check_least(window=1, negatives=1, shared_negatives=0, min_count=1)
         for name in ("subsampling", "noise_exponent"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}.")
