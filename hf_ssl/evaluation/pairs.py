@@ -11,10 +11,11 @@ from ..data.loading import LABEL_COLUMNS, find_column
 from ..data.pairs import CAPTION_COLUMNS
 from ..errors import InputError
 from . import images, retrieval, zero_shot
-from .dual_encoders import load_dual_encoder
+from .dual_encoders import DualEncoder, load_dual_encoder
 from .features import extract
 from .fine_tune import FRACTIONS
-from .protocols import Source, check_protocols, numbered_classes
+from .processes import process_state
+from .protocols import ROWS, Source, check_protocols, numbered_classes
 
 EXTRA = {"zero_shot": zero_shot, "retrieval": retrieval}  # as protocols.py describes
 PROTOCOLS = (*EXTRA, *images.PROTOCOLS)
@@ -49,17 +50,24 @@ class PairSource(Source):
     def values(self, data, column):
         return [value for batch in data.select_columns([column]).iter(BLOCK) for value in batch[column]]
 
-    def image_features(self, encoder, description):
-        """Features of the test images, made once for all protocols."""
+    def features(self, encoders, texts):
+        """(row, features of the test images, features of `texts`) for each dual encoder, on the main process alone, though
+        all of them extract."""
+        for row, encoder in encoders.items():
+            if isinstance(encoder, DualEncoder):
+                images = self._image_features(encoder, ROWS[row])
+                data = datasets.Dataset.from_dict({"text": texts})
+                described = extract(encoder.texts, data, ("text",), description=f"{ROWS[row]}, texts", labelled=False)
+                if process_state().is_main_process:
+                    yield row, images, described
+
+    def _image_features(self, encoder, description):
+        """Made once for all protocols."""
         if id(encoder) not in self.encoded:
             data, column = self.test()
             rows = extract(encoder, data.select_columns([column]), (column,), description=description, labelled=False)
             self.encoded[id(encoder)] = rows
         return self.encoded[id(encoder)]
-
-    def text_features(self, encoder, texts, description):
-        data = datasets.Dataset.from_dict({"text": texts})
-        return extract(encoder.texts, data, ("text",), description=f"{description}, texts", labelled=False)
 
 
 def evaluate_pairs(

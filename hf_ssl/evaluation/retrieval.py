@@ -14,10 +14,8 @@ from torch.nn import functional
 from ..data.pairs import captions
 from ..errors import InputError
 from . import pictures
-from .dual_encoders import DualEncoder
 from .image_encoders import decode_rows
-from .processes import process_state
-from .protocols import ROWS, Metric, percent
+from .protocols import Metric, percent
 
 logger = logging.getLogger(__name__)
 RANKS = (1, 5, 10)
@@ -41,13 +39,7 @@ def run(encoders, source, output_dir):
     texts = sorted({text for own in texts_of for text in own})
     number = {text: i for i, text in enumerate(texts)}
     numbers = {}
-    for row, encoder in encoders.items():
-        if not isinstance(encoder, DualEncoder):
-            continue
-        images = source.image_features(encoder, ROWS[row])
-        encoded = source.text_features(encoder, texts, ROWS[row])
-        if not process_state().is_main_process:
-            continue
+    for row, images, encoded in source.features(encoders, texts):
         first, pairs = {}, set()  # by an image's key, the number of its first decoded row
         for i, data_row in enumerate(images.rows.tolist()):
             if texts_of[data_row]:
@@ -69,7 +61,14 @@ def run(encoders, source, output_dir):
             }
             if output_dir is not None:
                 _draw(
-                    Path(output_dir) / "images/captions.png", encoder, source, images, encoded, chosen, texts, texts_of
+                    Path(output_dir) / "images/captions.png",
+                    encoders[row],
+                    source,
+                    images,
+                    encoded,
+                    chosen,
+                    texts,
+                    texts_of,
                 )
     return numbers
 

@@ -13,10 +13,8 @@ from torch.nn import functional
 from ..data.loading import column_names
 from ..data.pairs import captions
 from ..errors import InputError
-from .dual_encoders import DualEncoder
 from .features import checked_labels
-from .processes import process_state
-from .protocols import ROWS, Metric, percent
+from .protocols import Metric, percent
 from .retrieval import best_rank
 
 logger = logging.getLogger(__name__)
@@ -41,13 +39,7 @@ def run(encoders, source, output_dir):
     number = {text: i for i, text in enumerate(texts)}
     pairs = torch.tensor([(number[text], i) for i, own in enumerate(texts_of) for text in own])
     numbers = {}
-    for row, encoder in encoders.items():
-        if not isinstance(encoder, DualEncoder):
-            continue
-        images = source.image_features(encoder, ROWS[row])
-        encoded = source.text_features(encoder, texts, ROWS[row])
-        if not process_state().is_main_process:
-            continue
+    for row, images, encoded in source.features(encoders, texts):
         embeddings = class_embeddings(encoded.features, pairs, classes)
         own = labels[images.rows]
         similarity = functional.normalize(images.features, dim=1) @ embeddings.T
