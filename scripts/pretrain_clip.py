@@ -45,7 +45,7 @@ PAPER = dict(
 # chosen on validation emoji: small batches and pieces of words, which unseen names share with seen ones
 MINUTES = PAPER | dict(
     vocab_size=800, max_seq_length=32, min_crop_scale=0.5, per_device_train_batch_size=64, num_train_epochs=60,
-    learning_rate=4e-3, warmup_steps=0.1, max_grad_norm=1.0, cpu_threads=1, dataloader_num_workers=1,
+    learning_rate=4e-3, warmup_steps=0.1, max_grad_norm=1.0, cpu_threads=2, dataloader_num_workers=1,
 )  # fmt: skip
 RECIPES = {
     "emoji": (clip(128, (192, 5, 6), (128, 3, 4), image_size=64, patch_size=16), MINUTES),
