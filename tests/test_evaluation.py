@@ -367,6 +367,20 @@ def test_evaluate_images_writes_results_pictures_and_table(release, dataset_fold
     assert results_table(results).splitlines()[2].startswith("| Raw pixels | ")
 
 
+def test_a_later_evaluation_keeps_the_results_of_the_same_settings(release, dataset_folder, tmp_path, caplog):
+    how = {"output_dir": tmp_path, "baselines": False}
+    for protocols in (["linear_probe"], ["knn"], ["linear_probe"]):
+        results = evaluate_images(release, str(dataset_folder), protocols=protocols, **how)
+    assert set(results["results"]["pretrained"]) == {"knn", "linear_probe"} and not caplog.records
+    file = tmp_path / "eval_results.json"
+    written = json.loads(file.read_text())
+    written["settings"]["linear_probe"]["epochs"] = 12345
+    file.write_text(json.dumps(written))
+    results = evaluate_images(release, str(dataset_folder), protocols=["linear_probe"], **how)
+    assert set(results["results"]["pretrained"]) == {"linear_probe"}
+    assert "made with other settings of linear_probe give way" in caplog.text
+
+
 def test_bad_requests_are_said_in_one_sentence(release, dataset_folder):
     with pytest.raises(InputError, match="Protocol 'svm' is unknown: expected some of knn, linear_probe"):
         evaluate_images(release, protocols=["knn", "svm"])

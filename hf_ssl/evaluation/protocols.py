@@ -7,6 +7,7 @@ text.py or pairs.py, or, with arguments of its own, in audio.py. Every process c
 """
 
 import json
+import logging
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from .low_label import SETTINGS as LOW_LABEL
 from .low_label import low_label
 from .processes import process_state
 
+logger = logging.getLogger(__name__)
 SETTINGS = {
     "knn": KNN,
     "linear_probe": LINEAR_PROBE,
@@ -264,7 +266,9 @@ def _merged(path, results, data_was_read=True):
     elif any(earlier["settings"].get(key) != results["settings"].get(key) for key in drawn):
         return results
     again = earlier["settings"].keys() & results["settings"].keys() - drawn
-    if any(earlier["settings"][name] != results["settings"][name] for name in again):
+    now = json.loads(json.dumps(results["settings"]))  # tuples as lists, as they are read
+    if changed := [name for name in sorted(again) if earlier["settings"][name] != now[name]]:
+        logger.warning("Results in %s that were made with other settings of %s give way.", path, ", ".join(changed))
         return results
     rows = _in_order(earlier["results"] | results["results"])
     return results | {
