@@ -91,18 +91,13 @@ def resized_crop(images, boxes, size, flip=None, interpolation="bicubic"):
     return rows[:, None] @ images.view(n, c, h, size)  # (N, C, size, size)
 
 
-def _apply_to(chosen, function, pixels, *parameters, order=None):
-    """`function(pixels, *parameters)` in the rows where `chosen`, pixels as they are in the others; may change them.
-
-    order: (N,), by which the function gets its rows sorted, where it works on them alone.
-    """
+def _apply_to(chosen, function, pixels, *parameters):
+    """`function(pixels, *parameters)` in the rows where `chosen`, pixels as they are in the others; may change them."""
     if pixels.device.type != "cpu":  # all rows: to count the chosen ones, the host would have to wait for the device
-        return torch.where(chosen[:, None, None, None], function(pixels.clone(), *parameters), pixels)
+        return torch.where(chosen[:, None, None, None], function(pixels, *parameters), pixels)
     rows = chosen.nonzero()[:, 0]
     if len(rows) == 0:
         return pixels
-    if order is not None:
-        rows = rows[order[rows].argsort()]
     changed = function(pixels.index_select(0, rows), *(parameter[rows] for parameter in parameters))
     return pixels.index_copy_(0, rows, changed)
 
@@ -159,33 +154,37 @@ def color_jitter(pixels, factors, turns):
     """torchvision's ColorJitter for a batch, each image with its own factors and order. In place.
 
     factors: (N, 4) of brightness, contrast, saturation and hue. turns: (N, 4), the smallest goes first. Without three
-    channels there is neither saturation nor hue. Quicker on a CPU with images sorted by `turn_of_hue`.
+    channels there is neither saturation nor hue. On a CPU an operation takes the images from the first that it changes to the
+    last: few, if they are sorted by `place_of_hue`.
     """
     others = turns[:, :HUE].argsort(dim=1)  # (N, 3): brightness, contrast and saturation in their order
     factor = factors.gather(1, others)
     early = turns.gather(1, others) < turns[:, HUE:]  # (N, 3): before the hue
     if pixels.shape[1] != 3:
         factor, early = torch.where(others == SATURATION, 1.0, factor), torch.zeros_like(early)
+    hue = factors[:, HUE]
     for now in (early, ~early):
         for i in range(HUE):
-            rows = _span(now[:, i])
-            _blend(pixels[rows], others[rows, i], torch.where(now[rows, i], factor[rows, i], 1.0))
+            own = torch.where(now[:, i], factor[:, i], 1.0)
+            rows = _span(own != 1)
+            _blend(pixels[rows], others[rows, i], own[rows])
         if now is early and pixels.shape[1] == 3:
-            adjust_hue(pixels, factors[:, HUE])
+            rows = _span(hue != 0)
+            adjust_hue(pixels[rows], hue[rows])
     return pixels
 
 
-def turn_of_hue(turns):
-    """(N,): how many of brightness, contrast and saturation come before the hue."""
-    return (turns[:, :HUE] < turns[:, HUE:]).sum(1)
+def place_of_hue(factors, turns):
+    """(N,): how many other operations of the jitter come before the hue; -1 without hue."""
+    return torch.where(factors[:, HUE] != 0, (turns[:, :HUE] < turns[:, HUE:]).sum(1), -1)
 
 
 def _span(chosen):
     """The rows from the first of the chosen (N,) to the last; all where the host would have to wait for the device."""
     if chosen.device.type != "cpu":
         return slice(None)
-    rows = chosen.nonzero()[:, 0].tolist() or [0]
-    return slice(rows[0], rows[-1] + 1)
+    rows = chosen.nonzero()[:, 0].tolist()
+    return slice(rows[0], rows[-1] + 1) if rows else slice(0)
 
 
 def grayscale(pixels):
@@ -324,11 +323,14 @@ class TwoViews:
         flip, grey, solar = (uniform(fold_in(seeds, s), 1)[:, 0] for s in (FLIP_STREAM, GREY_STREAM, SOLARIZE_STREAM))
         jitter, blur = uniform(fold_in(seeds, JITTER_STREAM), 9), uniform(fold_in(seeds, BLUR_STREAM), 2)
         *spread, hue = (self.jitter_strength * value for value in self.color_jitter)
-        ranges = [(max(0.0, 1 - value), 1 + value) for value in spread] + [(-hue, hue)]
-        factors = [low + (high - low) * jitter[:, i] for i, (low, high) in enumerate(ranges)]
+        ranges = [(max(0.0, 1 - value), 1 + value, 1.0) for value in spread] + [(-hue, hue, 0.0)]
+        jittered = jitter[:, 8] < self.jitter_probability
+        factors = [  # what changes nothing where there is no jitter
+            torch.where(jittered, low + (high - low) * jitter[:, i], identity)
+            for i, (low, high, identity) in enumerate(ranges)
+        ]
         return {
             "flip": flip < 0.5,
-            "jittered": jitter[:, 8] < self.jitter_probability,
             "factors": torch.stack(factors, dim=1),
             "turns": jitter[:, 4:8],
             "grey": grey < self.grayscale_probability,
@@ -343,19 +345,18 @@ class TwoViews:
         mean, std = _constants(tuple(self.mean), tuple(self.std), images.device)
         view = torch.empty(n, c, self.size, self.size, device=images.device)
         step = max(1, CHUNK // (c * self.size**2)) if images.device.type == "cpu" else n
-        for start in range(0, n, step):
-            rows = slice(start, start + step)
-            pixels = self._augment(images[rows], **{name: value[rows] for name, value in draws.items()})
-            torch.sub(pixels, mean, out=view[rows]).div_(std)
+        for rows in place_of_hue(draws["factors"], draws["turns"]).argsort().split(step):
+            few = images.movedim(1, -1).index_select(0, rows).movedim(-1, 1)  # channels come last
+            pixels = self._augment(few, **{name: value[rows] for name, value in draws.items()})
+            view.index_copy_(0, rows, pixels.sub_(mean).div_(std))
         return view
 
-    def _augment(self, images, flip, jittered, factors, turns, grey, blurred, sigma, solarized, boxes=None):
+    def _augment(self, images, flip, factors, turns, grey, blurred, sigma, solarized, boxes=None):
         pixels = _crop_and_flip(images, boxes, self.size, flip, self.interpolation)
         if self.grayscale_first:
             pixels = _apply_to(grey, grayscale, pixels)
         if self.jitter_probability:
-            order = turn_of_hue(turns)
-            pixels = _apply_to(jittered, color_jitter, pixels, factors, turns, order=order)
+            pixels = color_jitter(pixels, factors, turns)
         if not self.grayscale_first:
             pixels = _apply_to(grey, grayscale, pixels)
         if self.blur_probability:
