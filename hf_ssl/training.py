@@ -140,6 +140,9 @@ class TrainingArguments(RunArguments):
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient's norm; 0: no clipping."})
+    activation_checkpointing: bool = field(
+        default=False, metadata={"help": "Keep little of the forward pass and compute it again: less memory, slower."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -198,6 +201,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     learning_rate = args.learning_rate * total_batch / REFERENCE_BATCH
     try:
         model.check_batch(args.per_device_train_batch_size, accelerator.num_processes)
+        if args.activation_checkpointing:
+            model.activation_checkpointing_enable()
     except ValueError as error:
         raise InputError(str(error)) from error
     checkpoint, facts = begin_run(accelerator, model, data, args)

@@ -13,6 +13,7 @@ import datasets
 import pytest
 import torch
 from methods.test_bert import TINY_BERT
+from methods.test_cpc_text import TINY as TINY_CPC_TEXT
 from methods.tester import TINY_RESNET, TINY_VIT
 from processes import Failed, launch
 from safetensors.torch import load_file
@@ -21,6 +22,8 @@ import hf_ssl
 from hf_ssl import (
     BERTConfig,
     BERTForPreTraining,
+    CPCTextConfig,
+    CPCTextForPreTraining,
     MAEConfig,
     MAEForPreTraining,
     MoCoConfig,
@@ -466,3 +469,17 @@ def test_a_stream_of_unknown_length_wants_max_steps(tmp_path):
     arguments = TrainingArguments(output_dir=str(tmp_path), streaming=True)
     with pytest.raises(InputError, match="--max_steps"):
         train(MAEForPreTraining(MAEConfig(**TINY)), stream, None, arguments)
+
+
+def test_activations_computed_twice_make_the_same_run(shards, tmp_path):
+    options = dict(model_class=MoCoForPreTraining, views="moco_v2", max_steps=3, **SGD)
+    history = pretrain(shards, tmp_path / "kept", **options)
+    assert pretrain(shards, tmp_path / "twice", activation_checkpointing=True, **options) == history
+    assert same_weights(tmp_path / "kept", tmp_path / "twice", step=3)
+
+
+def test_a_network_without_blocks_says_so():
+    model = CPCTextForPreTraining(CPCTextConfig(backbone_config=TINY_CPC_TEXT, context_size=12))
+    arguments = TrainingArguments(activation_checkpointing=True, max_steps=1)
+    with pytest.raises(InputError, match="activation_checkpointing: CPCTextForPreTraining has no blocks"):
+        train(model, [], None, arguments)

@@ -1,8 +1,14 @@
 """Image encoders of transformers as the backbone of a method: ResNet, ViT, ConvNeXt, Swin, DINOv2 ..."""
 
+from functools import cache
+
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer, ResNetEmbeddings
+
+RESNET_BLOCKS = (ResNetEmbeddings, ResNetBasicLayer, ResNetBottleNeckLayer)
 
 
 def check_backbone(config):
@@ -28,8 +34,16 @@ def build_backbone(config):
     for module in backbone.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True  # an activation less in memory; transformers adds residuals before it
+        if isinstance(module, RESNET_BLOCKS):
+            module.__class__ = _checkpointed(type(module))
     freeze_mask_tokens(backbone)
     return backbone
+
+
+@cache
+def _checkpointed(block):
+    """The class `block` as one that gradient checkpointing knows, which transformers' ResNet has none of."""
+    return type(block.__name__, (block, GradientCheckpointingLayer), {})
 
 
 def freeze_mask_tokens(model):

@@ -1,5 +1,7 @@
 """Batch normalisation whose statistics do not depend on how a batch is spread over processes."""
 
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import nn
 from ._distributed import gather, world_size
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_moving = True  # the running statistics
 
 
 def replace_batch_norm(network, build, kinds=BATCH_NORMS):
@@ -19,6 +22,17 @@ def replace_batch_norm(network, build, kinds=BATCH_NORMS):
                 setattr(module, name, build(child.num_features, child.eps, child.momentum))
                 found = True
     return found
+
+
+@contextmanager
+def fixed_running_statistics():
+    """No running statistics move within it: for batches that have moved them already and are only computed anew."""
+    global _moving
+    _moving = False
+    try:
+        yield
+    finally:
+        _moving = True
 
 
 class SplitBatchNorm(nn.BatchNorm2d):
@@ -41,11 +55,12 @@ class SplitBatchNorm(nn.BatchNorm2d):
             F.batch_norm(group, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
             for group, mean, variance in zip(groups, *statistics, strict=True)
         ]
-        with torch.no_grad():
-            mean, variance = statistics.mean(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance, self.momentum)
-            self.num_batches_tracked += 1
+        if _moving:
+            with torch.no_grad():
+                mean, variance = statistics.mean(1)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance, self.momentum)
+                self.num_batches_tracked += 1
         return torch.cat(normalized) if len(groups) > 1 else normalized[0]
 
 
@@ -56,6 +71,9 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         pass  # (N, C) as well as (N, C, H, W)
 
     def forward(self, x):
+        if self.training and world_size() == 1 and not _moving:
+            unused = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(x, *unused, self.weight, self.bias, training=True, eps=self.eps)
         if not self.training or world_size() == 1:
             return super().forward(x)
         return _NormalizeGlobally.apply(x, self.weight, self.bias, self)
@@ -72,9 +90,10 @@ class _NormalizeGlobally(torch.autograd.Function):
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)  # within the processes, and between them
         count = world_size() * x.numel() // x.shape[1]
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
-        norm.num_batches_tracked += 1
+        if _moving:
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+            norm.num_batches_tracked += 1
         ctx.save_for_backward(x, weight, mean, (variance + norm.eps).rsqrt())
         ctx.axes, ctx.count, ctx.has_bias = axes, count, bias is not None
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)

@@ -61,8 +61,11 @@ def our_model(size, group):
     return MoCoForPreTraining(config)
 
 
-def ours(size, precision, group):
-    return sides.our_step(our_model(size, group), precision)
+def ours(size, precision, group, checkpointing=False):
+    model = our_model(size, group)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    return sides.our_step(model, precision)
 
 
 def lightlys(size, precision, weights=None):
@@ -228,6 +231,7 @@ def pipeline(size, args):
 def memory(size, args):
     builders = {EXAMPLE: (lightlys, "fp32"), EXAMPLE_BF16: (lightlys, "bf16")}
     builders |= {f"hf_ssl {precision}": (ours, precision, size.batch) for precision in ("fp32", "bf16")}
+    builders["hf_ssl fp32, activation checkpointing"] = ours, "fp32", size.batch, True
     parts = sides.compare_memory(f"MoCo memory: {where(size)}", size, builders, min(args.rounds, sides.PROCESSES))
     for precision in ("fp32", "bf16"):
         verdict(f"memory in {precision}, part of lightly's", parts[f"hf_ssl {precision}"], OF_MEMORY, most=True)

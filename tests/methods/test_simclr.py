@@ -23,6 +23,10 @@ class TestSimCLR(MethodTester):
     def batch(self, seed=0):
         return dict(zip(("pixel_values", "pixel_values_2"), two_views(seed), strict=True))
 
+    def test_two_processes_that_compute_activations_twice_equal_one(self):
+        """Statistics of all processes are asked for again within the backward pass."""
+        self.test_two_processes_equal_one(checkpointing=True)
+
     def test_loss_equals_a_slow_formula(self):
         """Equation 1 of the paper, pair by pair in NumPy."""
         model = self.model().eval()

@@ -65,13 +65,24 @@ class MethodTester:
             model.after_step((step + 1) / 400)
         assert model(**self.batch(seed=1000)).loss < 0.8 * self.chance_loss
 
-    def test_two_processes_equal_one(self):
+    def test_two_processes_equal_one(self, checkpointing=False):
         """Contract C2: losses, gradients, weights and buffers of 2 processes x B are those of 1 process x 2 B."""
         losses, values = two_steps(type(self), 1)
-        for losses_2, values_2 in launch(two_steps, type(self), 2, processes=2):
+        for losses_2, values_2 in launch(two_steps, type(self), 2, checkpointing, processes=2):
             assert losses_2 == pytest.approx(losses, rel=self.tolerance)
             for name, value in values.items():
                 assert np.abs(values_2[name] - value).max() <= self.tolerance * np.abs(value).max() + self.floor, name
+
+    def test_activation_checkpointing_changes_nothing(self):
+        try:
+            losses, values = two_steps(type(self), 1, True)
+        except ValueError as error:
+            assert str(error).endswith("has no blocks to compute twice.")
+            assert "pixel_values" not in self.batch()
+            return
+        plain_losses, plain = two_steps(type(self), 1)
+        assert losses == plain_losses
+        assert all(np.array_equal(value, plain[name]) for name, value in values.items())
 
     def test_same_draw_same_loss(self):
         model = self.model().eval()
@@ -142,10 +153,12 @@ class MethodTester:
         assert done.returncode == 0, done.stderr
 
 
-def two_steps(tester, processes):
+def two_steps(tester, processes, checkpointing=False):
     """(losses of two steps; first the gradients, then all weights and buffers after them) on this process's part."""
     tester = tester()
     model, losses, values = tester.model().train(), [], {}
+    if checkpointing:
+        model.activation_checkpointing_enable()
     core = model
     if processes > 1:
         torch.distributed.init_process_group("gloo")
