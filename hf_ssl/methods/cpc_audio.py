@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ._backbone import native_copy
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
 from ._distributed import gather, rank, world_size
@@ -104,10 +105,8 @@ class CPCAudioForPreTraining(SSLModel):
         """The context's mean over time, (N, D)."""
         return self.backbone(input_values, attention_mask).pooler_output
 
-    def export_encoder(self) -> CPCAudioModel:
-        encoder = CPCAudioModel(CPCAudioModelConfig.from_dict(self.config.backbone_config.to_dict()))
-        encoder.load_state_dict(self.backbone.state_dict())
-        return encoder.float().eval()
+    def export_encoder(self):
+        return native_copy(self.backbone)
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
+from ._backbone import native_copy
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from ._distributed import gather, gather_with_gradient, rank, world_size
@@ -95,10 +96,8 @@ class CPCTextForPreTraining(SSLModel):
         """The vectors of sentences, or of texts that are read as one, (N, D)."""
         return self.backbone(input_ids, attention_mask).pooler_output
 
-    def export_encoder(self) -> CPCTextModel:
-        encoder = CPCTextModel(CPCTextModelConfig.from_dict(self.config.backbone_config.to_dict()))
-        encoder.load_state_dict(self.backbone.state_dict())
-        return encoder.float().eval()
+    def export_encoder(self):
+        return native_copy(self.backbone)
 
     @torch.no_grad()
     def _init_weights(self, module):
