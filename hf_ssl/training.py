@@ -29,6 +29,7 @@ from .data.loading import DataError
 from .errors import InputError
 from .evaluation import PROTOCOLS
 from .health import representation_health, warn_if_collapsed
+from .methods._backbone import checkpoint_activations
 from .methods._base import SSLModel
 from .methods._random import seed_from
 from .optimizers import OPTIMIZERS, SCHEDULES, build_optimizer, build_scheduler
@@ -202,7 +203,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     try:
         model.check_batch(args.per_device_train_batch_size, accelerator.num_processes)
         if args.activation_checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
     except ValueError as error:
         raise InputError(str(error)) from error
     checkpoint, facts = begin_run(accelerator, model, data, args)

@@ -133,8 +133,10 @@ def test_a_view_does_not_depend_on_the_batch(shards, view, monkeypatch):
     batch.pop("id")
     whole = view(**batch)
     monkeypatch.setattr("hf_ssl.data.views.CHUNK", 3 * 3 * 16**2)
-    for name, alone in view(**{name: value[1:] for name, value in batch.items()}).items():
-        torch.testing.assert_close(whole[name][1:], alone, rtol=0, atol=2e-5)
+    with torch.autocast("cpu", torch.bfloat16):  # nor on the precision that is trained in
+        few = view(**{name: value[1:] for name, value in batch.items()})
+    for name, alone in few.items():
+        torch.testing.assert_close(whole[name][1:], alone, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -181,7 +183,7 @@ def test_jitter_equals_torchvision_in_all_orders(channels):
     torch.testing.assert_close(ours[alone], theirs[alone], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("size, kernel_size", [(16, 3), (40, 9), (64, 23)])
+@pytest.mark.parametrize("size, kernel_size", [(16, 3), (33, 3), (40, 9), (64, 23)])
 def test_blur_equals_torchvision(size, kernel_size):
     images, sigma = rough_images(4, 3, size), torch.tensor([0.1, 0.5, 1.3, 2.0])
     ours = gaussian_blur(images, sigma, kernel_size)

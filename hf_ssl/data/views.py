@@ -6,9 +6,10 @@ is made in. Each operation equals torchvision's on fixed parameters, and the par
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 
 import torch
+from torch.amp import is_autocast_available
 
 from ..methods._random import fold_in, uniform
 
@@ -18,7 +19,7 @@ ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 BLUR_SIGMA = (0.1, 2.0)  # pixels
 FAR = 1e6  # pixels: where nothing has weight
-BLOCK = 32  # pixels blurred by one product
+BLOCK = 32  # pixels blurred by one product: smaller means fewer multiplications, larger fewer calls
 CHUNK = 3 * 2**19  # values augmented together on a CPU, to stay in its cache: ten colour views of 224 pixels
 
 
@@ -82,6 +83,20 @@ def _resize_weights(start, length, in_size, out_size, interpolation, flip=None):
     return weights.div_(weights.sum(-1, keepdim=True))
 
 
+def _without_autocast(function):
+    """Its matrix products stay in float32, whatever precision is trained in."""
+
+    @wraps(function)
+    def outside(pixels, *arguments, **settings):
+        if not is_autocast_available(pixels.device.type):
+            return function(pixels, *arguments, **settings)
+        with torch.autocast(pixels.device.type, enabled=False):
+            return function(pixels, *arguments, **settings)
+
+    return outside
+
+
+@_without_autocast
 def resized_crop(images, boxes, size, flip=None, interpolation="bicubic"):
     """Cut each image's box out and resize it to size x size: images (N, C, H, W) float, boxes (N, 4), flip (N,) bool."""
     n, c, h, w = images.shape
@@ -154,21 +169,25 @@ def color_jitter(pixels, factors, turns):
     """torchvision's ColorJitter for a batch, each image with its own factors and order. In place.
 
     factors: (N, 4) of brightness, contrast, saturation and hue. turns: (N, 4), the smallest goes first. Without three
-    channels there is neither saturation nor hue. On a CPU an operation takes the images from the first that it changes to the
-    last: few, if they are sorted by `place_of_hue`.
+    channels there is neither saturation nor hue.
+
+    Three operations come before the hue or after it, so each is written twice. On a CPU it takes the rows from the first image
+    that it changes to the last. Sorted by `place_of_hue` these are all changed: the i-th of the three comes before
+    the hue where the place is above i, and after it where the place is 0 to i.
     """
     others = turns[:, :HUE].argsort(dim=1)  # (N, 3): brightness, contrast and saturation in their order
     factor = factors.gather(1, others)
     early = turns.gather(1, others) < turns[:, HUE:]  # (N, 3): before the hue
-    if pixels.shape[1] != 3:
+    has_hue = pixels.shape[1] == 3
+    if not has_hue:
         factor, early = torch.where(others == SATURATION, 1.0, factor), torch.zeros_like(early)
     hue = factors[:, HUE]
-    for now in (early, ~early):
+    for now in (early, ~early) if has_hue else (~early,):
         for i in range(HUE):
             own = torch.where(now[:, i], factor[:, i], 1.0)
             rows = _span(own != 1)
             _blend(pixels[rows], others[rows, i], own[rows])
-        if now is early and pixels.shape[1] == 3:
+        if now is early:
             rows = _span(hue != 0)
             adjust_hue(pixels[rows], hue[rows])
     return pixels
@@ -188,15 +207,16 @@ def _span(chosen):
 
 
 def grayscale(pixels):
-    """Images in grey, of three channels only."""
+    """Images of three channels in grey; others as they are."""
     return _grey(pixels).expand_as(pixels) if pixels.shape[1] == 3 else pixels
 
 
+@_without_autocast
 def gaussian_blur(pixels, sigma, kernel_size):
     """torchvision's: with an odd kernel_size and reflected borders; sigma (N,). Images are square.
 
-    A product with a banded matrix from either side, block by block of its diagonal: few more products than a convolution
-    makes, and a CPU makes them three times as fast.
+    A product with a banded matrix from either side, block by block of its diagonal. That is two to ten times as many
+    products as a convolution makes, but of matrices: from 64 pixels on a CPU is faster with them, at 224 three times.
     """
     n, c, size, _ = pixels.shape
     radius = kernel_size // 2
@@ -218,9 +238,9 @@ def gaussian_blur(pixels, sigma, kernel_size):
     return blurred
 
 
-def solarize(pixels, chosen):
-    """Invert what is brighter than 0.5 in the chosen (N,) images."""
-    return torch.minimum(pixels, torch.where(chosen, 1.0, math.inf)[:, None, None, None] - pixels)
+def solarize(pixels):
+    """Images with what is brighter than 0.5 inverted."""
+    return torch.minimum(pixels, 1 - pixels)
 
 
 @dataclass
@@ -343,11 +363,14 @@ class TwoViews:
         """uint8 images (N, C, H, W) to one view of each, (N, C, size, size)."""
         n, c = images.shape[:2]
         mean, std = _constants(tuple(self.mean), tuple(self.std), images.device)
-        view = torch.empty(n, c, self.size, self.size, device=images.device)
-        step = max(1, CHUNK // (c * self.size**2)) if images.device.type == "cpu" else n
+        if images.device.type != "cpu":
+            return self._augment(images, **draws).sub_(mean).div_(std)
+        view = torch.empty(n, c, self.size, self.size)
+        step = max(1, CHUNK // (c * self.size**2))
         for rows in place_of_hue(draws["factors"], draws["turns"]).argsort().split(step):
-            few = images.movedim(1, -1).index_select(0, rows).movedim(-1, 1)  # channels come last
-            pixels = self._augment(few, **{name: value[rows] for name, value in draws.items()})
+            # decoded images lie in memory with their channels last: so each is copied in one piece
+            chunk = images.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
+            pixels = self._augment(chunk, **{name: value[rows] for name, value in draws.items()})
             view.index_copy_(0, rows, pixels.sub_(mean).div_(std))
         return view
 
@@ -363,7 +386,7 @@ class TwoViews:
             kernel_size = max(3, 2 * (self.size // 20) + 1)  # a tenth of the size
             pixels = _apply_to(blurred, partial(gaussian_blur, kernel_size=kernel_size), pixels, sigma)
         if self.solarize_probability:
-            pixels = solarize(pixels, solarized)
+            pixels = _apply_to(solarized, solarize, pixels)
         return pixels
 
 

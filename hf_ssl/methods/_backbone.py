@@ -6,9 +6,15 @@ import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.convnext.modeling_convnext import ConvNextLayer
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer, ResNetEmbeddings
 
-RESNET_BLOCKS = (ResNetEmbeddings, ResNetBasicLayer, ResNetBottleNeckLayer)
+MORE_BLOCKS = (
+    ResNetEmbeddings,
+    ResNetBasicLayer,
+    ResNetBottleNeckLayer,
+    ConvNextLayer,
+)  # than transformers checkpoints
 
 
 def check_backbone(config):
@@ -34,15 +40,30 @@ def build_backbone(config):
     for module in backbone.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True  # an activation less in memory; transformers adds residuals before it
-        if isinstance(module, RESNET_BLOCKS):
-            module.__class__ = _checkpointed(type(module))
     freeze_mask_tokens(backbone)
     return backbone
 
 
+def checkpoint_activations(model):
+    """Keep only what goes into each block of the network, and compute the rest a second time in the backward pass.
+
+    transformers' own, for ResNet and ConvNeXt too, which it leaves out. Raises ValueError if there are no blocks.
+    """
+    for module in model.modules():
+        if isinstance(module, MORE_BLOCKS):
+            module.__class__ = _checkpointed(type(module))
+    if not any(hasattr(module, "gradient_checkpointing") for module in model.modules()):
+        backbone = getattr(model.config, "backbone_config", None)
+        of = f" with a backbone of model_type '{backbone.model_type}'" if backbone else ""
+        raise ValueError(f"activation_checkpointing: {type(model).__name__}{of} has no blocks to compute twice.")
+    has_new_name = hasattr(model, "activation_checkpointing_enable")  # not yet in transformers 5.20
+    enable = model.activation_checkpointing_enable if has_new_name else model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 @cache
 def _checkpointed(block):
-    """The class `block` as one that gradient checkpointing knows, which transformers' ResNet has none of."""
+    """The class `block`, its instances now of the kind that transformers' switch for checkpointing looks for."""
     return type(block.__name__, (block, GradientCheckpointingLayer), {})
 
 

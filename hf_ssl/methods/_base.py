@@ -4,14 +4,11 @@ Letters in shape comments, here and in every method:
 N batch, V views, C H W channels height width, L tokens or time steps, D features, P projection, K classes or negatives.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
-
-from ._batch_norm import fixed_running_statistics
 
 
 class SSLConfig(PreTrainedConfig):
@@ -65,15 +62,6 @@ class SSLModel(PreTrainedModel):
         for parameter, fresh in zip(model.parameters(), new.parameters(), strict=True):
             parameter.requires_grad_(fresh.requires_grad)
         return loaded
-
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **kwargs):
-        """As transformers', and batch norms count a batch once, though it passes through them twice."""
-        if not any(hasattr(module, "gradient_checkpointing") for module in self.modules()):
-            raise ValueError(f"activation_checkpointing: {type(self).__name__} has no blocks to compute twice.")
-        own = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), fixed_running_statistics())}
-        has_new_name = hasattr(PreTrainedModel, "activation_checkpointing_enable")  # not yet in transformers 5.20
-        enable = super().activation_checkpointing_enable if has_new_name else super().gradient_checkpointing_enable
-        enable(own | (activation_checkpointing_kwargs or {}), **kwargs)
 
     def embed(self, *inputs):
         """Features for evaluation, (N, D), deterministic: nothing is masked, dropped or updated."""

@@ -1,7 +1,5 @@
 """Batch normalisation whose statistics do not depend on how a batch is spread over processes."""
 
-from contextlib import contextmanager
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -10,7 +8,6 @@ from torch import nn
 from ._distributed import gather, world_size
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_moving = True  # the running statistics
 
 
 def replace_batch_norm(network, build, kinds=BATCH_NORMS):
@@ -24,15 +21,9 @@ def replace_batch_norm(network, build, kinds=BATCH_NORMS):
     return found
 
 
-@contextmanager
-def fixed_running_statistics():
-    """No running statistics move within it: for batches that have moved them already and are only computed anew."""
-    global _moving
-    _moving = False
-    try:
-        yield
-    finally:
-        _moving = True
+def _is_first_pass():
+    """False within a backward pass, where activation checkpointing computes anew what has been counted already."""
+    return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
 
 
 class SplitBatchNorm(nn.BatchNorm2d):
@@ -55,7 +46,7 @@ class SplitBatchNorm(nn.BatchNorm2d):
             F.batch_norm(group, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
             for group, mean, variance in zip(groups, *statistics, strict=True)
         ]
-        if _moving:
+        if _is_first_pass():
             with torch.no_grad():
                 mean, variance = statistics.mean(1)
                 self.running_mean.lerp_(mean, self.momentum)
@@ -71,12 +62,13 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         pass  # (N, C) as well as (N, C, H, W)
 
     def forward(self, x):
-        if self.training and world_size() == 1 and not _moving:
-            unused = self.running_mean.clone(), self.running_var.clone()
-            return F.batch_norm(x, *unused, self.weight, self.bias, training=True, eps=self.eps)
-        if not self.training or world_size() == 1:
-            return super().forward(x)
-        return _NormalizeGlobally.apply(x, self.weight, self.bias, self)
+        if self.training and world_size() > 1:
+            return _NormalizeGlobally.apply(x, self.weight, self.bias, self)
+        if self.training and not _is_first_pass():
+            # not None, with which autograd saves fewer tensors than in the first pass
+            copies = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(x, *copies, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(x)
 
 
 class _NormalizeGlobally(torch.autograd.Function):
@@ -84,32 +76,34 @@ class _NormalizeGlobally(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, norm):
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        variance, mean = torch.var_mean(x.float(), axes, correction=0)
+        # momentum 0: the running statistics stay, but tell the type of the sums
+        mean, variance = torch.batch_norm_update_stats(x, norm.running_mean, norm.running_var, 0.0)
         means, variances = gather(torch.stack([mean, variance])[None]).unbind(1)  # (W, C) each
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)  # within the processes, and between them
         count = world_size() * x.numel() // x.shape[1]
-        if _moving:
+        if _is_first_pass():
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
             norm.num_batches_tracked += 1
-        ctx.save_for_backward(x, weight, mean, (variance + norm.eps).rsqrt())
-        ctx.axes, ctx.count, ctx.has_bias = axes, count, bias is not None
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.count, ctx.eps, ctx.has_bias = count, norm.eps, bias is not None
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
 
     @staticmethod
     def backward(ctx, gradient):
-        x, weight, mean, scale = ctx.saved_tensors
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        normalized = (x.float() - mean.view(shape)) * scale.view(shape)
-        gradient = gradient.float()
-        sums = torch.stack([gradient.sum(ctx.axes), (gradient * normalized).sum(ctx.axes)])  # (2, C)
-        means = sums.clone()
+        x, weight, mean, variance = ctx.saved_tensors
+        # as if the statistics were constants; through them each value pulls on all of its channel
+        gradient_x, *sums = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
+        )
+        means = torch.stack(sums)  # (2, C): of the gradient times the normalised x, of the gradient
         dist.all_reduce(means)
-        shift, slope = (means / ctx.count).view(2, *shape)
-        gradient_x = (weight * scale).view(shape) * (gradient - shift - normalized * slope)
-        return gradient_x.to(x.dtype), sums[1], sums[0] if ctx.has_bias else None, None
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        scale = (variance + ctx.eps).rsqrt()
+        slope, shift = (means * weight * scale / ctx.count).view(2, *shape)
+        gradient_x -= (x - mean.view(shape)).mul_(slope * scale.view(shape)).add_(shift)
+        return gradient_x, sums[0], sums[1] if ctx.has_bias else None, None
 
 
 @torch.no_grad()

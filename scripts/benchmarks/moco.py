@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_ssl import MoCoConfig, MoCoForPreTraining
+from hf_ssl.methods._backbone import checkpoint_activations
 from hf_ssl.methods._contrastive import queue_cross_entropy, queue_logits
 
 from . import sides
@@ -64,7 +65,7 @@ def our_model(size, group):
 def ours(size, precision, group, checkpointing=False):
     model = our_model(size, group)
     if checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_activations(model)
     return sides.our_step(model, precision)
 
 

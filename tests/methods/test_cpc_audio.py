@@ -28,6 +28,7 @@ class TestCPCAudio(MethodTester):
     config = dict(backbone_config=TINY, prediction_steps=3, negatives=8)
     chance_loss = math.log(9)
     tolerance = 1e-5
+    has_blocks = False
     brings_its_code = True
 
     def batch(self, seed=0):

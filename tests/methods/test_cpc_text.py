@@ -15,6 +15,7 @@ class TestCPCText(MethodTester):
     config = dict(backbone_config=TINY, context_size=12, prediction_steps=2)
     chance_loss = math.log(8 * 5)
     tolerance = 1e-5
+    has_blocks = False
     brings_its_code = True
 
     def batch(self, seed=0):

@@ -19,6 +19,7 @@ class TestSimCLR(MethodTester):
     config = dict(backbone_config=TINY_RESNET, projection_size=16)
     chance_loss = math.log(15)
     tolerance = 1e-5
+    floor = 1e-8  # shifts of batch norms, the ends of long sums, have moved by a few thousandths
 
     def batch(self, seed=0):
         return dict(zip(("pixel_values", "pixel_values_2"), two_views(seed), strict=True))

@@ -35,6 +35,7 @@ class TestSkipGram(MethodTester):
 
     predictors = 4
     random_arguments = ("negatives",)
+    has_blocks = False
     brings_its_code = True
 
     def model(self, seed=0):
