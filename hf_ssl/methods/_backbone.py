@@ -9,12 +9,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.convnext.modeling_convnext import ConvNextLayer
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer, ResNetEmbeddings
 
-MORE_BLOCKS = (
-    ResNetEmbeddings,
-    ResNetBasicLayer,
-    ResNetBottleNeckLayer,
-    ConvNextLayer,
-)  # than transformers checkpoints
+# blocks that transformers does not checkpoint
+MORE_BLOCKS = (ResNetEmbeddings, ResNetBasicLayer, ResNetBottleNeckLayer, ConvNextLayer)
 
 
 def check_backbone(config):
