@@ -17,14 +17,14 @@ from pathlib import Path
 
 import transformers
 
-from hf_ssl.conversion.clip import clip_flags, convert_clip
-from hf_ssl.conversion.cpc_audio import convert_cpc_audio
-from hf_ssl.conversion.mae import convert_mae, mae_flags
-from hf_ssl.conversion.moco import convert_moco, moco_flags
-from hf_ssl.conversion.release import write_release
-from hf_ssl.conversion.simclr import convert_simclr
-from hf_ssl.conversion.word2vec import convert_word2vec
 from hf_ssl.errors import InputError, run_script
+from hf_ssl.hub.conversion.clip import clip_flags, convert_clip
+from hf_ssl.hub.conversion.cpc_audio import convert_cpc_audio
+from hf_ssl.hub.conversion.mae import convert_mae, mae_flags
+from hf_ssl.hub.conversion.moco import convert_moco, moco_flags
+from hf_ssl.hub.conversion.release import write_release
+from hf_ssl.hub.conversion.simclr import convert_simclr
+from hf_ssl.hub.conversion.word2vec import convert_word2vec
 
 CONVERTERS = {  # kind of checkpoint -> (arguments -> Release, its own flags)
     "clip": (convert_clip, clip_flags),

@@ -14,11 +14,11 @@ import argparse
 import inspect
 from pathlib import Path
 
-from hf_ssl.checkpoints import RUN_FILE
 from hf_ssl.cli import set_up_logging
 from hf_ssl.errors import InputError, run_script
 from hf_ssl.evaluation import EVALUATIONS, PROTOCOLS, find_modality, results_table
 from hf_ssl.evaluation.processes import process_state
+from hf_ssl.training.checkpoints import RUN_FILE
 
 
 def main():
@@ -27,7 +27,8 @@ def main():
     parser.add_argument("--dataset_name", help="Hub id, folder or glob of files; none: the embedded sample.")
     parser.add_argument("--dataset_config_name", dest="config_name", help="Configuration of the data set.")
     others = "of speech linear_probe,phones, of images and texts zero_shot,retrieval"
-    protocols = f"Some of {','.join(PROTOCOLS)}; none: knn,linear_probe, {others}."
+    known = dict.fromkeys(name for names in PROTOCOLS.values() for name in names)
+    protocols = f"Some of {','.join(known)}; none: knn,linear_probe, {others}."
     parser.add_argument("--protocols", type=lambda names: names.split(","), help=protocols)
     parser.add_argument("--train_split", default="train", help="Also a part, such as 'train[:80%%]'.")
     parser.add_argument("--test_split", default="test", help="If there is no 'test', 'validation' is taken.")
@@ -83,7 +84,7 @@ def main():
     if state.is_main_process:
         print(results_table(results))
         if is_release:
-            from hf_ssl.hub import write_card
+            from hf_ssl.hub.release import write_card
 
             write_card(folder)
     state.destroy_process_group()

@@ -11,12 +11,12 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModel, AutoTokenizer
 
-from hf_ssl.conversion.release import Release, write_release
+from hf_ssl.data.vocabulary import expand_vocabulary
 from hf_ssl.errors import InputError, run_script
 from hf_ssl.evaluation import WordVectors
+from hf_ssl.hub.conversion.release import Release, write_release
 from hf_ssl.methods import CPCTextModel
-from hf_ssl.records import public_name
-from hf_ssl.vocabulary import expand_vocabulary
+from hf_ssl.training.records import public_name
 
 CARD = """\
 ---

@@ -9,11 +9,11 @@ accelerate launch scripts/pretrain_bert.py --backbone google-bert/bert-base-unca
 from functools import partial
 
 from hf_ssl import BERTConfig, BERTForPreTraining
-from hf_ssl.arguments import TokenArguments
 from hf_ssl.cli import build_model, parse_arguments, text_data, text_documents, text_tokenizer
 from hf_ssl.errors import run_script
-from hf_ssl.hub import finish_run, push_save
-from hf_ssl.training import train
+from hf_ssl.hub.release import finish_run, push_save
+from hf_ssl.training.arguments import TokenArguments
+from hf_ssl.training.loop import train
 
 
 def bert(width, layers, dropout=0.1):

@@ -11,7 +11,6 @@ accelerate launch scripts/pretrain_clip.py --vision_tower facebook/dinov2-small 
 from functools import partial
 
 from hf_ssl import CLIPForPreTraining, SSLCLIPConfig
-from hf_ssl.arguments import PairArguments
 from hf_ssl.cli import (
     build_model,
     choose_towers,
@@ -24,8 +23,9 @@ from hf_ssl.cli import (
     report_cut,
 )
 from hf_ssl.errors import run_script
-from hf_ssl.hub import finish_run, push_save
-from hf_ssl.training import train
+from hf_ssl.hub.release import finish_run, push_save
+from hf_ssl.training.arguments import PairArguments
+from hf_ssl.training.loop import train
 
 
 def clip(projection, vision, text, **patches):

@@ -11,11 +11,11 @@ from functools import partial
 from transformers import Wav2Vec2FeatureExtractor
 
 from hf_ssl import CPCAudioConfig, CPCAudioForPreTraining
-from hf_ssl.arguments import AudioArguments
 from hf_ssl.cli import audio_data, build_model, parse_arguments
 from hf_ssl.errors import run_script
-from hf_ssl.hub import finish_run, push_save
-from hf_ssl.training import train
+from hf_ssl.hub.release import finish_run, push_save
+from hf_ssl.training.arguments import AudioArguments
+from hf_ssl.training.loop import train
 
 # section 3.1: Adam at 2e-4, 8 GPUs with 8 windows of 20,480 samples each, 300,000 steps
 PAPER = dict(

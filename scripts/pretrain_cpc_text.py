@@ -7,11 +7,11 @@ accelerate launch scripts/pretrain_cpc_text.py --backbone paper --dataset_name p
 from functools import partial
 
 from hf_ssl import CPCTextConfig, CPCTextForPreTraining
-from hf_ssl.arguments import SentenceArguments
 from hf_ssl.cli import build_model, parse_arguments, sentence_data, sentence_tokenizer, text_documents
 from hf_ssl.errors import run_script
-from hf_ssl.hub import finish_run, push_save
-from hf_ssl.training import train
+from hf_ssl.hub.release import finish_run, push_save
+from hf_ssl.training.arguments import SentenceArguments
+from hf_ssl.training.loop import train
 
 # Adam at 2e-4 with 8 x 64 windows; how many steps, the paper does not tell
 PAPER = dict(

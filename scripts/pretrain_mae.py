@@ -8,13 +8,13 @@ accelerate launch scripts/pretrain_mae.py --backbone vit-base --dataset_name ILS
 from functools import partial
 
 from hf_ssl import MAEConfig, MAEForPreTraining
-from hf_ssl.arguments import ImageArguments
 from hf_ssl.cli import build_model, image_data, parse_arguments, view_size
 from hf_ssl.data import RandomResizedCropAndFlip, image_processor
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation.pictures import save_reconstructions
-from hf_ssl.hub import finish_run, push_save
-from hf_ssl.training import train
+from hf_ssl.hub.release import finish_run, push_save
+from hf_ssl.training.arguments import ImageArguments
+from hf_ssl.training.loop import train
 
 
 def vit(width, layers, heads, image_size=224, patch_size=16):

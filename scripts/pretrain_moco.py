@@ -8,13 +8,13 @@ accelerate launch scripts/pretrain_moco.py --backbone resnet50 --dataset_name IL
 from functools import partial
 
 from hf_ssl import MoCoConfig, MoCoForPreTraining
-from hf_ssl.arguments import TwoViewArguments
 from hf_ssl.cli import build_model, image_data, parse_arguments, two_views, view_size
 from hf_ssl.data import image_processor
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation.pictures import save_views
-from hf_ssl.hub import finish_run, push_save
-from hf_ssl.training import train
+from hf_ssl.hub.release import finish_run, push_save
+from hf_ssl.training.arguments import TwoViewArguments
+from hf_ssl.training.loop import train
 
 # main_moco.py: batch 256 on 8 GPUs, 200 epochs; the original's cosine falls once an epoch, ours once a step
 V2 = dict(

@@ -11,12 +11,12 @@ from functools import partial
 import torch
 
 from hf_ssl import Word2VecConfig, Word2VecForPreTraining
-from hf_ssl.arguments import WordArguments
 from hf_ssl.cli import parse_arguments, word_corpus
 from hf_ssl.data.words import word_tokenizer
 from hf_ssl.errors import InputError, run_script
-from hf_ssl.hub import finish_run, push_save
-from hf_ssl.word_training import train_words
+from hf_ssl.hub.release import finish_run, push_save
+from hf_ssl.training.arguments import WordArguments
+from hf_ssl.training.word_loop import train_words
 
 # word2vec.c's defaults; the embedded documents are few, so they are read more often
 ORIGINAL = dict(

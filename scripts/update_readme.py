@@ -14,12 +14,12 @@ import json
 import re
 from pathlib import Path
 
-from hf_ssl.checkpoints import RUN_FILE, write_json
 from hf_ssl.errors import InputError, run_script
 from hf_ssl.evaluation import Metric, results_table
+from hf_ssl.hub.transfer import EVAL_RESULTS
 from hf_ssl.methods import METHODS
-from hf_ssl.records import command_line
-from hf_ssl.transfer import EVAL_RESULTS
+from hf_ssl.training.checkpoints import RUN_FILE, write_json
+from hf_ssl.training.records import command_line
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "model_cards" / "results"

@@ -17,7 +17,6 @@ from test_scripts import run, run_card
 from transformers import Wav2Vec2FeatureExtractor
 
 from hf_ssl import CPCAudioConfig, CPCAudioForPreTraining
-from hf_ssl.arguments import AudioArguments
 from hf_ssl.cli import audio_data, build_model
 from hf_ssl.data import (
     DataError,
@@ -33,7 +32,8 @@ from hf_ssl.data import (
 from hf_ssl.data.loader import _in_runs
 from hf_ssl.data.windows import speaker_id
 from hf_ssl.errors import InputError
-from hf_ssl.training import train
+from hf_ssl.training.arguments import AudioArguments
+from hf_ssl.training.loop import train
 
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": None}
 RATES = (8000, 16000, 22050, 44100, 48000)

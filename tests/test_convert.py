@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForPreTraining, ResNetModel
 
 import hf_ssl
-from hf_ssl.conversion.torchvision_resnet import resnet_config, resnet_name, resnet_parameters
+from hf_ssl.hub.conversion.torchvision_resnet import resnet_config, resnet_name, resnet_parameters
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"

@@ -11,7 +11,7 @@ from test_convert import load
 from torch import nn
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, AutoTokenizer, CLIPTokenizer
 
-from hf_ssl.conversion.torchscript import read_torchscript
+from hf_ssl.hub.conversion.torchscript import read_torchscript
 
 MERGES = ["c a", "ca t</w>", "d o", "do g</w>", "o f</w>", "t h", "th e</w>", "p h", "ph o", "t o</w>", "pho to</w>"]
 VOCABULARY = 2 * 256 + len(MERGES) + 2
@@ -174,7 +174,7 @@ def test_a_whole_release_has_processor_tokenizer_and_card(files, tmp_path, conve
 
 def test_the_vocabulary_is_open_clips(tmp_path):
     reference = pytest.importorskip("open_clip.tokenizer", reason="comes with the extra [benchmark]")
-    from hf_ssl.conversion.clip import read_vocabulary
+    from hf_ssl.hub.conversion.clip import read_vocabulary
 
     texts = [
         "a photo of a cat.",

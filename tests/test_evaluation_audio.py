@@ -24,11 +24,11 @@ from transformers import (
 from hf_ssl.data import load_split
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import classify_frames, evaluate_audio, extract, load_audio_encoder, mfcc_encoder, results_table
-from hf_ssl.evaluation.phones import Utterance, accuracies, find_segments, labelled_frames, read_splits
-from hf_ssl.evaluation.protocols import Source
-from hf_ssl.evaluation.speakers import Speakers
-from hf_ssl.evaluation.supervised import Supervised, train_network
-from hf_ssl.hub import CARDS, _eval_results
+from hf_ssl.evaluation.protocols.phones import Utterance, accuracies, find_segments, labelled_frames, read_splits
+from hf_ssl.evaluation.protocols.speakers import Speakers
+from hf_ssl.evaluation.protocols.supervised import Supervised, train_network
+from hf_ssl.evaluation.sources import Source
+from hf_ssl.hub.release import CARDS, _eval_results
 
 RATE = 16_000
 BRIEF = {"min_steps": 300}

@@ -36,9 +36,9 @@ from transformers import (
 
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import evaluate_pairs, find_modality, load_dual_encoder, random_encoder, results_table
-from hf_ssl.evaluation import retrieval as retrieval_module
-from hf_ssl.evaluation.retrieval import best_rank, chance, first_ranks, recalls
-from hf_ssl.evaluation.zero_shot import class_embeddings, majority, top_accuracies
+from hf_ssl.evaluation.protocols import retrieval as retrieval_module
+from hf_ssl.evaluation.protocols.retrieval import best_rank, chance, first_ranks, recalls
+from hf_ssl.evaluation.protocols.zero_shot import class_embeddings, majority, top_accuracies
 
 ROOT = Path(__file__).parents[1]
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

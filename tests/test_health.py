@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from hf_ssl.health import RepresentationCollapseWarning, representation_health, warn_if_collapsed
 from hf_ssl.methods._base import SSLOutput
+from hf_ssl.training.health import RepresentationCollapseWarning, representation_health, warn_if_collapsed
 
 
 def test_isotropic_features_are_healthy():

@@ -30,18 +30,19 @@ from test_training import pretrain, same_weights
 from transformers import AutoModel, AutoModelForPreTraining, BertTokenizer, Wav2Vec2FeatureExtractor
 
 import hf_ssl
-from hf_ssl import transfer
-from hf_ssl.checkpoints import RUN_FILE, full_config, write_json
 from hf_ssl.data import image_processor
 from hf_ssl.data.words import word_tokenizer
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import PAIRS, modality_of
-from hf_ssl.evaluation.protocols import METRICS
-from hf_ssl.hub import SAMPLES, write_card
+from hf_ssl.evaluation.run import METRICS
+from hf_ssl.hub import transfer
+from hf_ssl.hub.release import SAMPLES, write_card
+from hf_ssl.hub.transfer import HubError, push_release, verify
 from hf_ssl.methods import METHODS
-from hf_ssl.records import describe_run
-from hf_ssl.training import TrainingArguments, TrainingRun
-from hf_ssl.transfer import HubError, push_release, verify
+from hf_ssl.training.arguments import TrainingArguments
+from hf_ssl.training.checkpoints import RUN_FILE, full_config, write_json
+from hf_ssl.training.loop import TrainingRun
+from hf_ssl.training.records import describe_run
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))  # the testers import each other's helpers
 TOKEN, READ_TOKEN, OTHER_TOKEN = (f"hf_{letter * 34}" for letter in "WRO")

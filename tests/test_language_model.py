@@ -8,7 +8,7 @@ from test_segments import LETTERS, corpus
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertTokenizer
 
 from hf_ssl.errors import InputError
-from hf_ssl.evaluation.language_model import (
+from hf_ssl.evaluation.protocols.language_model import (
     evaluate_language_model,
     load_language_model,
     random_language_model,

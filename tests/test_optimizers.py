@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_ssl.optimizers import LARS, build_optimizer, build_scheduler
-from hf_ssl.training import TrainingArguments
+from hf_ssl.training.arguments import TrainingArguments
+from hf_ssl.training.optimizers import LARS, build_optimizer, build_scheduler
 
 
 def test_lars_equals_a_slow_formula():

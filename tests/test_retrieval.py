@@ -9,8 +9,8 @@ from hf_ssl import CPCTextConfig, CPCTextForPreTraining
 from hf_ssl.data.words import Corpus, word_tokenizer
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import bag_of_words, load_text_encoder
-from hf_ssl.evaluation.logistic_regression import cross_validated_accuracy
-from hf_ssl.evaluation.next_sentence_retrieval import (
+from hf_ssl.evaluation.protocols.logistic_regression import cross_validated_accuracy
+from hf_ssl.evaluation.protocols.next_sentence_retrieval import (
     bag_predictions,
     load_predictor,
     predictions,

@@ -28,7 +28,7 @@ from transformers import (
 
 import hf_ssl
 from hf_ssl.data import load_split
-from hf_ssl.records import public_run
+from hf_ssl.training.records import public_run
 
 ROOT = Path(__file__).parents[1]
 

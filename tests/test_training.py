@@ -31,8 +31,6 @@ from hf_ssl import (
     SimCLRConfig,
     SimCLRForPreTraining,
 )
-from hf_ssl.arguments import TokenArguments, TwoViewArguments
-from hf_ssl.checkpoints import find_checkpoint, find_damage, list_checkpoints
 from hf_ssl.cli import text_data, text_documents, text_tokenizer
 from hf_ssl.data import (
     TWO_VIEWS,
@@ -45,9 +43,11 @@ from hf_ssl.data import (
     load_split,
 )
 from hf_ssl.errors import InputError
-from hf_ssl.health import RepresentationCollapseWarning
 from hf_ssl.methods._base import SSLOutput
-from hf_ssl.training import TrainingArguments, train
+from hf_ssl.training.arguments import TokenArguments, TrainingArguments, TwoViewArguments
+from hf_ssl.training.checkpoints import find_checkpoint, find_damage, list_checkpoints
+from hf_ssl.training.health import RepresentationCollapseWarning
+from hf_ssl.training.loop import train
 
 STEPS = 24
 SAMPLES = Path(hf_ssl.__file__).parent / "data/samples/images"

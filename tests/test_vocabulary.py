@@ -8,10 +8,10 @@ import torch
 from test_scripts import run
 
 from hf_ssl import CPCTextModel, CPCTextModelConfig
+from hf_ssl.data.vocabulary import expand_vocabulary
 from hf_ssl.data.words import word_tokenizer
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import WordVectors
-from hf_ssl.vocabulary import expand_vocabulary
 
 KNOWN = [f"w{number}" for number in range(12)]
 MORE = ["Paris", "the", "The", "new_york", "w3", "W4", "rain"]  # in the case and form that others' vectors have

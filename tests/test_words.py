@@ -14,12 +14,12 @@ from test_scripts import run, run_card
 from transformers import AutoModel, AutoTokenizer
 
 from hf_ssl import Word2VecConfig, Word2VecForPreTraining
-from hf_ssl.arguments import WordArguments
 from hf_ssl.data import DataError, load_split, text_rows
 from hf_ssl.data.words import Corpus, split_words, word_tokenizer
 from hf_ssl.errors import InputError
-from hf_ssl.evaluation.words import WordVectors, word_analogies, word_similarity
-from hf_ssl.word_training import train_words
+from hf_ssl.evaluation.protocols.words import WordVectors, word_analogies, word_similarity
+from hf_ssl.training.arguments import WordArguments
+from hf_ssl.training.word_loop import train_words
 
 TEXTS = ["The cat, the DOG;\n\nthe Cat's 2 dogs", "été Straße\n", None, "", "the end the end"]
 

@@ -15,13 +15,13 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
-from ..checkpoints import from_main
 from ..data import PairDecoder, RandomSquareCrop, load_split, pair_rows, train_bpe
 from ..data.pairs import captions, tags
 from ..errors import InputError
-from ..evaluation.encoders import one_line
+from ..evaluation.encoders.loading import one_line
 from ..evaluation.processes import process_state
 from ..methods._backbone import check_backbone
+from ..training.checkpoints import from_main
 from .images import view_size
 from .parse import checked, override_config
 from .text import named_tokenizer, take_vocabulary

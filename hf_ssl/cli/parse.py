@@ -14,9 +14,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..checkpoints import RUN_FILE
 from ..errors import InputError
 from ..evaluation.processes import process_state
+from ..hub.transfer import local_checkpoint
+from ..training.checkpoints import RUN_FILE
 
 
 def parse_arguments(config_class, recipes, arguments_class, description=None):
@@ -48,6 +49,7 @@ def parse_arguments(config_class, recipes, arguments_class, description=None):
             f"The argument {unknown[0]} is unknown: " + (f"did you mean {close[0]}?" if close else "see --help.")
         )
     args = arguments_class(**vars(given))
+    args.resume_from_checkpoint = local_checkpoint(process_state(), args.resume_from_checkpoint)
     return override_config(config, args.config_overrides), args
 
 

@@ -3,12 +3,11 @@
 from accelerate.utils import gather_object
 from transformers import AutoTokenizer
 
-from ..checkpoints import from_main, kept_tokenizer
 from ..data import TokenBatches, WindowBatches, load_split, sentence_rows, text_rows, token_rows, train_wordpiece
 from ..data.words import Corpus, word_tokenizer
 from ..errors import InputError
 from ..evaluation.processes import process_state
-from ..transfer import local_checkpoint
+from ..training.checkpoints import from_main, kept_tokenizer
 
 
 def text_documents(args):
@@ -21,7 +20,7 @@ def text_documents(args):
 def named_tokenizer(args, begun_from):
     """The tokenizer that a resumed run began with, that `--tokenizer_name` names, or that the model to go on from has, and
     its name; None if there is none of them. Called by every process."""
-    kept = kept_tokenizer(args.output_dir, local_checkpoint(process_state(), args.resume_from_checkpoint))
+    kept = kept_tokenizer(args.output_dir, args.resume_from_checkpoint)
     name = kept or args.tokenizer_name or begun_from
     try:
         return (AutoTokenizer.from_pretrained(name) if name else None), name

@@ -9,8 +9,8 @@ import copy
 import torch
 from torch import nn
 
-from .data.words import add_words, read_as
-from .errors import InputError
+from ..errors import InputError
+from .words import add_words, read_as
 
 
 @torch.no_grad()

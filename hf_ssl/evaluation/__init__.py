@@ -6,26 +6,31 @@ protocol is also a plain function of tensors, and two of them are `evaluate` met
 
 from . import audio, images, pairs, text
 from .audio import evaluate_audio
-from .audio_encoders import AudioEncoder, MFCCEncoder, load_audio_encoder, mfcc_encoder
-from .dual_encoders import DualEncoder, load_dual_encoder
-from .encoders import PAIRS, find_modality, modality_of, random_encoder
+from .encoders.audio import AudioEncoder, MFCCEncoder, load_audio_encoder, mfcc_encoder
+from .encoders.images import ImageEncoder, PixelEncoder, load_encoder, pixel_encoder
+from .encoders.loading import PAIRS, find_modality, modality_of, random_encoder
+from .encoders.pairs import DualEncoder, load_dual_encoder
+from .encoders.text import BagOfWords, TextEncoder, bag_of_words, load_text_encoder
 from .features import Features, checksum, extract, frozen
-from .fine_tune import LabelledRows, fine_tune
-from .fine_tune_text import fine_tune_text
-from .image_encoders import ImageEncoder, PixelEncoder, load_encoder, pixel_encoder
 from .images import evaluate_images
-from .knn import knn_predict, nearest
-from .linear_probe import linear_probe
-from .low_label import balanced_subset, low_label
 from .pairs import evaluate_pairs
-from .phones import classify_frames
-from .protocols import Metric, results_table
+from .protocols.fine_tune import LabelledRows, fine_tune
+from .protocols.fine_tune_text import fine_tune_text
+from .protocols.knn import knn_predict, nearest
+from .protocols.linear_probe import linear_probe
+from .protocols.low_label import balanced_subset, low_label
+from .protocols.phones import classify_frames
+from .protocols.words import WordVectors
+from .results import Metric, results_table
 from .text import evaluate_text
-from .text_encoders import BagOfWords, TextEncoder, bag_of_words, load_text_encoder
-from .words import WordVectors
 
 EVALUATIONS = {"image": evaluate_images, "text": evaluate_text, "audio": evaluate_audio, PAIRS: evaluate_pairs}
-PROTOCOLS = tuple(dict.fromkeys(name for module in (images, text, audio, pairs) for name in module.PROTOCOLS))
+PROTOCOLS = {
+    "image": images.PROTOCOLS,
+    "text": text.PROTOCOLS,
+    "audio": audio.PROTOCOLS,
+    PAIRS: pairs.PROTOCOLS,
+}
 
 __all__ = [
     "EVALUATIONS",

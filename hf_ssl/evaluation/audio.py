@@ -4,12 +4,14 @@ from pathlib import Path
 
 from ..data.audio import SPEAKER_COLUMNS
 from . import pictures
-from .audio_encoders import audio_and_label, load_audio_encoder, mfcc_encoder
-from .encoders import random_encoder
-from .phones import HIDDEN, Phones, find_segments
-from .protocols import FROZEN, METRICS, Source, Splits, check_protocols, named_after, run_protocols
-from .speakers import Speakers
-from .supervised import Supervised
+from .encoders.audio import audio_and_label, load_audio_encoder, mfcc_encoder
+from .encoders.loading import random_encoder
+from .protocols.phones import HIDDEN, Phones, find_segments
+from .protocols.speakers import Speakers
+from .protocols.supervised import Supervised
+from .results import named_after
+from .run import FROZEN, METRICS, check_protocols, run_protocols
+from .sources import Source, Splits
 
 PROTOCOLS = ("knn", "linear_probe", "low_label", "tsne", "phones", "phones_hidden", "speakers", "supervised")
 

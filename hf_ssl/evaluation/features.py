@@ -33,7 +33,7 @@ class Features(NamedTuple):
 
 @torch.no_grad()
 def extract(encoder, data, columns=(), label_column=None, batch_size=None, description=None, labelled=True):
-    """The features of each row of `data` (a Dataset or a stream), in its order. encoder: as encoders.py describes.
+    """The features of each row of `data` (a Dataset or a stream), in its order. encoder: as encoders/loading.py describes.
 
     Batch b is made by process b modulo the number of processes, so it holds the same rows, and gives the same numbers,
     on any number of processes. All are gathered on the main one. Broken rows are skipped and counted. labelled: else

@@ -4,11 +4,12 @@ from functools import partial
 from pathlib import Path
 
 from . import pictures
-from .encoders import random_encoder
-from .fine_tune import FRACTIONS, LabelledRows, fine_tune
-from .fine_tune import SETTINGS as FINE_TUNE
-from .image_encoders import decode_rows, first_images, image_and_label, labelled_images, load_encoder, pixel_encoder
-from .protocols import SETTINGS, Source, Splits, check_protocols, run_protocols
+from .encoders.images import decode_rows, first_images, image_and_label, labelled_images, load_encoder, pixel_encoder
+from .encoders.loading import random_encoder
+from .protocols.fine_tune import FRACTIONS, LabelledRows, fine_tune
+from .protocols.fine_tune import SETTINGS as FINE_TUNE
+from .run import SETTINGS, check_protocols, run_protocols
+from .sources import Source, Splits
 
 PROTOCOLS = (*SETTINGS, "neighbours", "tsne")
 GREY_SAMPLE = 256  # images looked at to see whether all are grey

@@ -10,14 +10,17 @@ from ..data.images import image_rows
 from ..data.loading import LABEL_COLUMNS, find_column
 from ..data.pairs import CAPTION_COLUMNS
 from ..errors import InputError
-from . import images, retrieval, zero_shot
-from .dual_encoders import DualEncoder, load_dual_encoder
+from . import images
+from .encoders.pairs import DualEncoder, load_dual_encoder
 from .features import extract
-from .fine_tune import FRACTIONS
 from .processes import process_state
-from .protocols import ROWS, Source, check_protocols, numbered_classes
+from .protocols import retrieval, zero_shot
+from .protocols.fine_tune import FRACTIONS
+from .results import ROWS
+from .run import check_protocols
+from .sources import Source, numbered_classes
 
-EXTRA = {"zero_shot": zero_shot, "retrieval": retrieval}  # as protocols.py describes
+EXTRA = {"zero_shot": zero_shot, "retrieval": retrieval}  # as run.py describes
 PROTOCOLS = (*EXTRA, *images.PROTOCOLS)
 EMBEDDED = {"text_column": "name", "class_texts": "text"}  # the emoji: no caption speaks of "Symbols" or "Objects"
 BLOCK = 1000  # rows read at a time

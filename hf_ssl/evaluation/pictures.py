@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .image_encoders import first_images
-from .knn import nearest
-from .low_label import balanced_subset
+from .encoders.images import first_images
+from .protocols.knn import nearest
+from .protocols.low_label import balanced_subset
 
 QUERIES, NEIGHBOURS = 8, 10
 TSNE_POINTS, TSNE_PCA, PERPLEXITY = 2000, 50, 30.0  # 50 dimensions and perplexity 30: van der Maaten and Hinton 2008

@@ -9,17 +9,19 @@ import torch
 
 from ..data.text import passages
 from ..errors import InputError
-from . import language_model, next_sentence_retrieval, pictures, words
-from .encoders import random_encoder
+from . import pictures
+from .encoders.loading import random_encoder
+from .encoders.text import FIT_ROWS, bag_of_words, load_text_encoder, text_and_label
 from .features import checked_labels
-from .fine_tune import FRACTIONS, LabelledRows
-from .fine_tune_text import METRICS as FINE_TUNE_METRICS
-from .fine_tune_text import SETTINGS as FINE_TUNE
-from .fine_tune_text import TASKS, fine_tune_text
-from .protocols import FROZEN, SETTINGS, Source, Splits, check_protocols, run_protocols
-from .text_encoders import FIT_ROWS, bag_of_words, load_text_encoder, text_and_label
+from .protocols import language_model, next_sentence_retrieval, words
+from .protocols.fine_tune import FRACTIONS, LabelledRows
+from .protocols.fine_tune_text import METRICS as FINE_TUNE_METRICS
+from .protocols.fine_tune_text import SETTINGS as FINE_TUNE
+from .protocols.fine_tune_text import TASKS, fine_tune_text
+from .run import FROZEN, SETTINGS, check_protocols, run_protocols
+from .sources import Source, Splits
 
-# protocols that need no labels: name to module, as protocols.py describes
+# protocols that need no labels: name to module, as run.py describes
 EXTRA = {"language_model": language_model, "next_sentence_retrieval": next_sentence_retrieval, "words": words}
 PROTOCOLS = (*SETTINGS, "tsne", *EXTRA)
 WORDS_PER_TOKEN = 0.5  # so that most passages of so many words fit into max_length

@@ -1,6 +1,7 @@
 """The release folder of contract C1 and its model card. Every number of a card is read from a file that a run wrote.
 
-A Python user ends a run as the scripts do: `run = train(...)`, then `finish_run(run, processor)`, or `save_release` alone.
+A Python user does as the scripts do: `check_run(model, args)`, `run = train(...)`, `finish_run(run, processor)`; or
+`save_release` alone.
 """
 
 import filecmp
@@ -8,21 +9,23 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import asdict
 from functools import partial as partial_of
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, TemplateNotFound
 
-from .checkpoints import RUN_FILE, from_main, write_json
-from .errors import InputError
-from .evaluation import EVALUATIONS, PAIRS, Metric, modality_of, results_table
-from .evaluation.pictures import save_loss
-from .evaluation.processes import process_state
-from .methods import METHODS
-from .records import command_line, public_name
-from .training import TrainingRun
-from .transfer import EVAL_RESULTS, MEASURED, PARTIAL_RELEASE, push_release
+from ..errors import InputError
+from ..evaluation import EVALUATIONS, PAIRS, PROTOCOLS, Metric, modality_of, results_table
+from ..evaluation.pictures import save_loss
+from ..evaluation.processes import process_state
+from ..methods import METHODS
+from ..training.arguments import check_known
+from ..training.checkpoints import RUN_FILE, from_main, full_config, write_json
+from ..training.loop import TrainingRun
+from ..training.records import command_line, public_name
+from .transfer import EVAL_RESULTS, MEASURED, PARTIAL_RELEASE, check_repo_id, open_repository, push_release
 
 logger = logging.getLogger(__name__)
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -36,6 +39,27 @@ SAMPLES = {  # by what a model reads: the embedded data set's folder, and what i
     "audio": ("speech", "the recordings that ship with hf_ssl (4 minutes read by six synthetic speakers)"),
     PAIRS: ("emoji", "the captioned emoji that ship with hf_ssl (2,543 drawings of 840 emoji)"),
 }
+
+
+def check_run(model, args):
+    """Refuse, before the work, what would end a run after it: protocols, card or repository that do not fit. Called by every
+    process, before `train`; `finish_run` relies on the same. Raises InputError."""
+    modality = modality_of(model)
+    if modality not in EVALUATIONS:
+        raise InputError(
+            f"{type(model).__name__} reads {modality}: input_modalities must be one of {', '.join(EVALUATIONS)}."
+        )
+    for protocol in args.eval_protocols.split(","):
+        check_known("eval_protocols", protocol, ["none", *PROTOCOLS[modality]])
+    _card_template(model.config.model_type.removeprefix("ssl_"))
+    try:
+        json.dumps([full_config(model.config), asdict(args)])
+    except TypeError as error:
+        raise InputError(f"The settings of the run cannot be written to {RUN_FILE}: {error}.") from error
+    if args.push_to_hub:
+        check_repo_id("hub_model_id", args.hub_model_id)
+        config, private = full_config(model.config), args.hub_private_repo
+        from_main(process_state(), lambda: open_repository(args.hub_model_id, config, private) and None)
 
 
 def save_release(run: TrainingRun, processor, pictures=()):
@@ -190,7 +214,7 @@ def write_card(folder):
         model_name=name,
         eval_results=_eval_results(results, modality) if results else None,
     )
-    template = Environment(loader=FileSystemLoader(CARDS)).get_template(f"{method}.md")
+    template = _card_template(method)
     shown = {k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in (*unused, *NOT_TRAINING)}
     text = template.render(
         card_data=data.to_yaml(),
@@ -212,6 +236,13 @@ def write_card(folder):
     partial = folder / ".README.md.partial"
     ModelCard(text).save(partial)
     os.replace(partial, folder / "README.md")
+
+
+def _card_template(method):
+    try:
+        return Environment(loader=FileSystemLoader(CARDS)).get_template(f"{method}.md")
+    except TemplateNotFound as error:
+        raise InputError(f"The method {method} has no card: {error.name} was not found in {CARDS}.") from error
 
 
 def _measured(facts):

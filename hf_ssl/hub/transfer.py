@@ -13,6 +13,7 @@ import re
 import time
 from pathlib import Path
 
+from accelerate.utils import parse_flag_from_env
 from httpx2 import HTTPStatusError, LocalProtocolError, TransportError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
@@ -23,12 +24,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
-from .checkpoints import RUN_FILE, differing, find_checkpoint, find_damage, from_main, list_checkpoints
-from .errors import InputError
-from .records import public_name, public_run, redact
+from ..errors import InputError
+from ..training.checkpoints import RUN_FILE, differing, find_checkpoint, find_damage, from_main, list_checkpoints
+from ..training.records import public_name, public_run, redact
 
 logger = logging.getLogger(__name__)
-HUB_STRATEGIES = ("end", "every_save")
 FROM_HUB = "hub:"  # before the repository, in --resume_from_checkpoint
 WAITS = (1, 2, 4, 8, 16)  # seconds before each further try
 LONGEST_WAIT = 300  # asked for by the Hub, and still waited for
@@ -107,10 +107,12 @@ def verify(repo_id, revision=None):
 def local_checkpoint(state, resume_from):
     """`--resume_from_checkpoint` as None, auto or a folder: the main process fetches a training state from the Hub.
 
-    Called by every process. state: an Accelerator or PartialState.
+    Called by every process. state: an Accelerator or PartialState. A sharded run is refused: its files are pickles.
     """
     if not (resume_from or "").startswith(FROM_HUB):
         return resume_from
+    if any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))):
+        raise InputError(f"resume_from_checkpoint '{resume_from}': a sharded run goes on from a local folder only.")
     return from_main(state, lambda: str(fetch_training_state(resume_from)))
 
 

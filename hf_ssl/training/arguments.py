@@ -1,13 +1,133 @@
-"""TrainingArguments and what one kind of data needs besides."""
+"""How a run is set: the arguments of every run, of the loop, and of each kind of data."""
 
 from dataclasses import dataclass, field
 
-from .data.views import TWO_VIEWS
-from .data.windows import WINDOW
-from .errors import InputError
-from .training import RunArguments, TrainingArguments, check_known
+from accelerate.utils import LoggerType
 
+from ..data.views import TWO_VIEWS
+from ..data.windows import WINDOW
+from ..errors import InputError
+from .optimizers import OPTIMIZERS, SCHEDULES
+
+HUB_STRATEGIES = ("end", "every_save")
 PREPARED = "Words are what stands between spaces; else runs of letters and digits, in lower case."
+
+
+@dataclass
+class RunArguments:
+    """What every run is told, however it trains."""
+
+    output_dir: str = field(default="outputs", metadata={"help": "Release, checkpoints and logs of this run."})
+    backbone: str | None = field(
+        default=None, metadata={"help": "A preset of the script, or a release to go on from."}
+    )
+    config_overrides: str = field(
+        default="", metadata={"help": "Config values: 'mask_ratio=0.6,backbone_config.hidden_size=256'."}
+    )
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, folder or glob; none: the embedded sample."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "The split that is trained on."})
+    test_split: str = field(default="test", metadata={"help": "The split that the evaluation at the end reports on."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of labels, for the evaluation at the end."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read while training, without downloading first."})
+
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, if max_steps is -1."})
+    learning_rate: float = field(default=1.5e-4, metadata={"help": "The highest rate."})
+    seed: int = field(default=0, metadata={"help": "Of weights, order, views and masks."})
+    cpu_threads: int = field(
+        default=0,
+        metadata={"help": "Threads of a process on a CPU; 0: torch's choice. Small models are fastest on 1."},
+    )
+
+    logging_steps: int = field(default=50, metadata={"help": "Steps between log entries."})
+    report_to: str = field(default="none", metadata={"help": "Trackers of Accelerate: tensorboard, wandb, all ..."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0: none but at SIGTERM."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "auto, a checkpoint folder, or hub:org/name of a pushed training state."}
+    )
+    eval_protocols: str = field(
+        default="knn,linear_probe", metadata={"help": "At the end, on the release; none: skip."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the release as --hub_model_id."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "The repository on the Hub, org/name."})
+    hub_private_repo: bool = field(default=False, metadata={"help": "Only those who may see the repository read it."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "end, or every_save: also at each checkpoint, with the training state; training waits."},
+    )
+
+    def __post_init__(self):
+        for name in ("logging_steps", "save_total_limit"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        for name in ("learning_rate", "save_steps", "cpu_threads"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
+        for tracker in self.report_to.split(","):
+            check_known("report_to", tracker, ["none", "all", *(known.value for known in LoggerType)])
+        check_known("hub_strategy", self.hub_strategy, HUB_STRATEGIES)
+        if self.push_to_hub != bool(self.hub_model_id):
+            raise InputError(
+                "push_to_hub and hub_model_id belong together: give both, --push_to_hub --hub_model_id org/name."
+            )
+
+
+@dataclass
+class TrainingArguments(RunArguments):
+    """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`.
+
+    What belongs to one kind of data stands in the subclasses below.
+    """
+
+    shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of a stream that are shuffled together."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and decode, per process."})
+    max_broken_fraction: float = field(
+        default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."}
+    )
+
+    max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples per process and forward pass."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Forward passes per optimizer step."})
+    learning_rate: float = field(
+        default=1.5e-4, metadata={"help": "For 256 samples a step; grows with the total batch."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": f"One of {', '.join(SCHEDULES)}; step: a tenth at 0.6 and 0.8 of the run."}
+    )
+    warmup_steps: float = field(default=0, metadata={"help": "Linear warm-up: steps, or, below 1, a part of the run."})
+    optim: str = field(default="adamw", metadata={"help": f"One of {', '.join(OPTIMIZERS)}."})
+    weight_decay: float = field(default=0.05, metadata={"help": "With adamw and lars not on biases and norms."})
+    momentum: float = field(default=0.9, metadata={"help": "Of sgd and lars."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient's norm; 0: no clipping."})
+    activation_checkpointing: bool = field(
+        default=False, metadata={"help": "Keep little of the forward pass and compute it again: less memory, slower."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise InputError(
+                f"There is nothing to train: max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}."
+            )
+        for name, known in (("optim", OPTIMIZERS), ("lr_scheduler_type", SCHEDULES)):
+            check_known(name, getattr(self, name), known)
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must be at least 0 and below 1, found {self.momentum}.")
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
 
 
 @dataclass
@@ -156,13 +276,20 @@ class PairArguments(ImageArguments):
                 raise InputError(f"{name} must be at least {least}, found {getattr(self, name)}.")
 
 
+def check_known(name, value, known):
+    if value not in known:
+        raise InputError(f"{name} '{value}' is unknown: expected one of {', '.join(known)}.")
+
+
 __all__ = [
     "AudioArguments",
     "ImageArguments",
     "PairArguments",
+    "RunArguments",
     "SentenceArguments",
     "TextArguments",
     "TokenArguments",
+    "TrainingArguments",
     "TwoViewArguments",
     "WordArguments",
 ]

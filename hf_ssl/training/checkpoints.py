@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import safe_open
 from safetensors.torch import load_model, save_file, save_model
 
-from .errors import InputError
+from ..errors import InputError
 from .records import public_name
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import DatasetCard, get_token
 
-from .data.loading import SAMPLES
+from ..data.loading import SAMPLES
 
 # arguments that may name local files
 PLACES = ("output_dir", "dataset_name", "backbone", "vision_tower", "text_tower", "tokenizer_name")

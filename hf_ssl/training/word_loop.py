@@ -24,11 +24,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
+from ..errors import InputError
+from ..methods._random import seed_from
 from .checkpoints import load_checkpoint, record_facts, save_checkpoint
-from .errors import InputError
 from .health import representation_health, warn_if_collapsed
-from .methods._random import seed_from
-from .training import Terminated, TrainingRun, begin_run
+from .loop import Terminated, TrainingRun, begin_run
 from .word_updates import choose_updates
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from .errors import InputError
-from .methods._words import huffman_paths, keep_probability, noise_distribution
+from ..errors import InputError
+from ..methods._words import huffman_paths, keep_probability, noise_distribution
 
 BLOCK, BLOCKS_A_STEP, STEPS_PREPARED = 16, 16, 16
 CROWDED = 8  # times that a word may stand in a step, else its updates, which do not see each other, add up to too much

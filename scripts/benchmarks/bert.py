@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState
 from transformers import BertConfig, BertForPreTraining
 
 from hf_ssl import BERTConfig, BERTForPreTraining
-from hf_ssl.optimizers import build_optimizer
-from hf_ssl.training import TrainingArguments, choose_kernels
+from hf_ssl.training.loop import TrainingArguments, choose_kernels
+from hf_ssl.training.optimizers import build_optimizer
 
 from .timing import interleave, peak_memory, timed, verdict
 

@@ -138,8 +138,8 @@ def our_step(size, precision):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from hf_ssl.optimizers import build_optimizer
-    from hf_ssl.training import TrainingArguments, choose_kernels
+    from hf_ssl.training.loop import TrainingArguments, choose_kernels
+    from hf_ssl.training.optimizers import build_optimizer
 
     AcceleratorState._reset_state(reset_partial_state=True)  # which has one precision for the whole process
     accelerator = Accelerator(mixed_precision=sides.PRECISIONS[precision])

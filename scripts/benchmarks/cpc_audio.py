@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from hf_ssl import CPCAudioConfig, CPCAudioForPreTraining
-from hf_ssl.optimizers import build_optimizer
-from hf_ssl.training import TrainingArguments, choose_kernels
+from hf_ssl.training.loop import TrainingArguments, choose_kernels
+from hf_ssl.training.optimizers import build_optimizer
 
 from . import cpc_table
 from .timing import interleave, print_speed, timed, verdict

@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hf_ssl.checkpoints import RUN_FILE
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import evaluate_audio
-from hf_ssl.hub import write_card
-from hf_ssl.transfer import EVAL_RESULTS
+from hf_ssl.hub.release import write_card
+from hf_ssl.hub.transfer import EVAL_RESULTS
+from hf_ssl.training.checkpoints import RUN_FILE
 
 PRETRAIN = Path(__file__).parents[1] / "pretrain_cpc_audio.py"
 SPEAKER_COLUMNS = {"Speakers": "speakers", "by the mean over time": "linear_probe"}

@@ -16,8 +16,9 @@ from transformers import Trainer, get_scheduler
 from transformers import TrainingArguments as TrainerArguments
 
 from hf_ssl.methods._base import SSLConfig, SSLModel, SSLOutput
-from hf_ssl.optimizers import build_optimizer
-from hf_ssl.training import TrainingArguments, train
+from hf_ssl.training.arguments import TrainingArguments
+from hf_ssl.training.loop import train
+from hf_ssl.training.optimizers import build_optimizer
 
 from .timing import SPAWN, interleave, verdict
 

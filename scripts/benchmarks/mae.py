@@ -10,8 +10,8 @@ from accelerate.state import AcceleratorState
 from transformers import ViTConfig, ViTMAEForPreTraining
 
 from hf_ssl import MAEConfig, MAEForPreTraining
-from hf_ssl.optimizers import build_optimizer
-from hf_ssl.training import TrainingArguments, choose_kernels
+from hf_ssl.training.loop import TrainingArguments, choose_kernels
+from hf_ssl.training.optimizers import build_optimizer
 
 from .timing import interleave, verdict
 

@@ -14,13 +14,13 @@ import torch
 from pretrain_moco import RECIPES
 
 from hf_ssl import MoCoConfig, MoCoForPreTraining
-from hf_ssl.arguments import TwoViewArguments
 from hf_ssl.cli import build_model, image_data, two_views, view_size
 from hf_ssl.data import TrainLoader, image_processor
 from hf_ssl.evaluation import evaluate_images
 from hf_ssl.methods._backbone import pooled
-from hf_ssl.optimizers import build_scheduler
-from hf_ssl.training import REFERENCE_BATCH, train
+from hf_ssl.training.arguments import TwoViewArguments
+from hf_ssl.training.loop import REFERENCE_BATCH, train
+from hf_ssl.training.optimizers import build_scheduler
 
 from .timing import verdict
 

@@ -10,9 +10,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import ResNetConfig
 
-from hf_ssl.conversion.torchvision_resnet import torchvision_name
-from hf_ssl.optimizers import build_optimizer
-from hf_ssl.training import TrainingArguments, choose_kernels
+from hf_ssl.hub.conversion.torchvision_resnet import torchvision_name
+from hf_ssl.training.loop import TrainingArguments, choose_kernels
+from hf_ssl.training.optimizers import build_optimizer
 
 from .timing import peak_memory
 

@@ -12,11 +12,11 @@ import torch
 from accelerate.utils import gather_object
 
 from hf_ssl import Word2VecConfig, Word2VecForPreTraining
-from hf_ssl.arguments import WordArguments
 from hf_ssl.data import load_split, text_rows
 from hf_ssl.data.words import Corpus, split_words
-from hf_ssl.evaluation.words import WordVectors, word_analogies, word_similarity
-from hf_ssl.word_training import train_words
+from hf_ssl.evaluation.protocols.words import WordVectors, word_analogies, word_similarity
+from hf_ssl.training.arguments import WordArguments
+from hf_ssl.training.word_loop import train_words
 
 from .timing import interleave, print_speed, verdict
 

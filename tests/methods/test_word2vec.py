@@ -9,7 +9,7 @@ from methods.tester import MethodTester
 
 from hf_ssl import Word2VecConfig, Word2VecForPreTraining
 from hf_ssl.methods._words import huffman_paths, keep_probability, noise_distribution
-from hf_ssl.word_updates import BlockUpdates, choose_updates
+from hf_ssl.training.word_updates import BlockUpdates, choose_updates
 
 VARIANTS = [
     dict(architecture=architecture, objective=objective, shared_negatives=0)

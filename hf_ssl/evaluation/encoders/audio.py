@@ -18,10 +18,10 @@ from torch import nn
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from ..data.audio import SPEAKER_COLUMNS, audio_rows, decode_audio
-from ..data.loading import LABEL_COLUMNS, find_column
-from ..errors import InputError
-from .encoders import load_model, locate, one_line
+from ...data.audio import SPEAKER_COLUMNS, audio_rows, decode_audio
+from ...data.loading import LABEL_COLUMNS, find_column
+from ...errors import InputError
+from .loading import load_model, locate, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor
 
-from ..data.images import decode_image, image_processor, image_rows
-from ..data.loading import LABEL_COLUMNS, find_column
-from ..errors import InputError
-from .encoders import DUAL_ENCODER_CONFIGS, load_model, locate, one_line
-from .features import checked_labels
+from ...data.images import decode_image, image_processor, image_rows
+from ...data.loading import LABEL_COLUMNS, find_column
+from ...errors import InputError
+from ..features import checked_labels
+from .loading import DUAL_ENCODER_CONFIGS, load_model, locate, one_line
 
 logger = logging.getLogger(__name__)
 

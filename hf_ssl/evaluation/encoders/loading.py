@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, VisionTextDualE
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 from transformers.utils import cached_file
 
-from ..errors import InputError
-from ..methods import METHODS
+from ...errors import InputError
+from ...methods import METHODS
 
 SSL_METHODS = {method.config_class.model_type: method for method in METHODS.values()}
 MODALITIES = {"pixel_values": "image", "input_ids": "text", "input_values": "audio"}

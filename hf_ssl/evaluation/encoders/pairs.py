@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..errors import InputError
-from .encoders import DUAL_ENCODER_CONFIGS
-from .image_encoders import ImageEncoder, load_encoder
-from .text_encoders import TextEncoder, load_tokenizer, longest
+from ...errors import InputError
+from .images import ImageEncoder, load_encoder
+from .loading import DUAL_ENCODER_CONFIGS
+from .text import TextEncoder, load_tokenizer, longest
 
 TEXT = "text features"
 

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from ..data.loading import LABEL_COLUMNS, column_names, find_column
-from ..data.text import text_rows
-from ..errors import InputError
-from .encoders import load_model, locate, one_line
+from ...data.loading import LABEL_COLUMNS, column_names, find_column
+from ...data.text import text_rows
+from ...errors import InputError
+from .loading import load_model, locate, one_line
 
 POOLED, CLS, MEAN = "pooler_output", "first token of last_hidden_state", "mean of last_hidden_state over tokens"
 FEATURES = {"mean": MEAN, "pooler": POOLED, "cls": CLS}  # as `feature` names them

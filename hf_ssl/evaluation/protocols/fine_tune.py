@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.images import ImageDecoder
-from ..data.views import RandomResizedCropAndFlip
-from ..methods._random import fold_in
+from ...data.images import ImageDecoder
+from ...data.views import RandomResizedCropAndFlip
+from ...methods._random import fold_in
+from ..processes import process_state
 from .low_label import balanced_subset
-from .processes import process_state
 
 EPOCHS, BATCH_SIZE = 50, 256  # FINETUNE.md has 50 epochs for ViT-L and ViT-H; batch 1024
 LEARNING_RATE = 2e-3  # x batch / 256; what FINETUNE.md's 5e-4 x batch / 256 comes to at its batch of 1024

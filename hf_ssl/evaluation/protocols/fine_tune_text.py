@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
 
-from ..errors import InputError
+from ...errors import InputError
+from ..processes import process_state
+from ..results import Metric
 from .low_label import balanced_subset
-from .processes import process_state
-from .protocols import Metric
 
 EPOCHS, BATCH_SIZE = 3, 32  # README and run_classifier.py
 LEARNING_RATE = 5e-5  # run_classifier.py; the README has 2e-5, small models want more

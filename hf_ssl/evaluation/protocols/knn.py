@@ -6,7 +6,7 @@ Wu et al. 2018, https://arxiv.org/abs/1805.01978. Official code: https://github.
 import torch
 from torch.nn import functional
 
-from .processes import process_state
+from ..processes import process_state
 
 NEIGHBOURS, TEMPERATURE = 200, 0.07  # lemniscate test.py
 SETTINGS = {"k": NEIGHBOURS, "temperature": TEMPERATURE, "similarity": "cosine"}

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertForPreTraining
 
-from ..data.segments import FEATURES, RowMaker, TokenBatches
-from ..data.text import sentences, text_rows
-from ..errors import InputError
-from ..methods._masking import mask_tokens
-from .processes import process_state
-from .protocols import Metric
+from ...data.segments import FEATURES, RowMaker, TokenBatches
+from ...data.text import sentences, text_rows
+from ...errors import InputError
+from ...methods._masking import mask_tokens
+from ..processes import process_state
+from ..results import Metric
 
 SETTINGS = {
     "hidden": "15% of the tokens, as in training",
@@ -35,7 +35,7 @@ METRICS = {
 
 
 def run(encoders, source, output_dir):
-    """The protocol `language_model`, as protocols.py describes; it needs no labels."""
+    """The protocol `language_model`, as run.py describes; it needs no labels."""
     state = process_state()
     if not state.is_main_process:
         return {}

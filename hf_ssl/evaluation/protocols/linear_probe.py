@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from .processes import process_state
+from ..processes import process_state
 
 EPOCHS, BATCH_SIZE, MOMENTUM = 90, 256, 0.9  # SimCLR appendix B.6; Nesterov
 LEARNING_RATES = (0.1, 0.01, 0.001)  # SimCLR's 0.1, and lower ones for wide features; all x batch / 256

@@ -4,7 +4,7 @@ As skip-thought vectors (Kiros et al. 2015, https://arxiv.org/abs/1506.06726) an
 MPQA. The weight of the regularisation is chosen inside of each fold, on a part of its training rows.
 """
 
-from ..errors import InputError
+from ...errors import InputError
 
 FOLDS = 10
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C: the inverse weight of the regularisation

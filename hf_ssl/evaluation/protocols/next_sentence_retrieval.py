@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForPreTraining
 
-from ..data.sentence_windows import WindowBatches, WindowMaker
-from ..data.text import text_rows
-from ..errors import InputError
-from ..methods import CPCTextForPreTraining
-from .encoders import locate, one_line
-from .processes import process_state
-from .protocols import Metric, percent
+from ...data.sentence_windows import WindowBatches, WindowMaker
+from ...data.text import text_rows
+from ...errors import InputError
+from ...methods import CPCTextForPreTraining
+from ..encoders.loading import locate, one_line
+from ..processes import process_state
+from ..results import Metric, percent
 
 CANDIDATES = 100
 SENTENCES, MAX_WORDS = 8, 64  # of a window, of a sentence
@@ -34,7 +34,7 @@ METRICS = {
 
 
 def run(encoders, source, output_dir):
-    """The protocol `next_sentence_retrieval`, as protocols.py describes; it needs no labels."""
+    """The protocol `next_sentence_retrieval`, as run.py describes; it needs no labels."""
     state = process_state()
     if not state.is_main_process:
         return {}

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from ..data.audio import audio_rows
-from ..data.loading import DataError, column_names
-from ..errors import InputError
-from .features import checked_labels
+from ...data.audio import audio_rows
+from ...data.loading import DataError, column_names
+from ...errors import InputError
+from ..features import checked_labels
+from ..processes import process_state
+from ..results import ROWS, Metric, percent
 from .linear_probe import standardiser
-from .processes import process_state
-from .protocols import ROWS, Metric, percent
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Segments(NamedTuple):
 
 @dataclass
 class Phones:
-    """The protocol `phones`, or `phones_hidden`, as protocols.py describes. hidden: width of a layer between."""
+    """The protocol `phones`, or `phones_hidden`, as run.py describes. hidden: width of a layer between."""
 
     segments_column: str | None = None
     hidden: int = 0

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from ..data.pairs import captions
-from ..errors import InputError
-from . import pictures
-from .image_encoders import decode_rows
-from .protocols import Metric, percent
+from ...data.pairs import captions
+from ...errors import InputError
+from .. import pictures
+from ..encoders.images import decode_rows
+from ..results import Metric, percent
 
 logger = logging.getLogger(__name__)
 RANKS = (1, 5, 10)
@@ -34,7 +34,7 @@ SHOWN, TOP = 8, 5  # images of the picture, texts beside each
 
 
 def run(encoders, source, output_dir):
-    """The protocol `retrieval`, as protocols.py describes; it needs no labels."""
+    """The protocol `retrieval`, as run.py describes; it needs no labels."""
     column, keys, texts_of = _read_pairs(source)
     texts = sorted({text for own in texts_of for text in own})
     number = {text: i for i, text in enumerate(texts)}

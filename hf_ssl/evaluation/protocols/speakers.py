@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..data.audio import SPEAKER_COLUMNS
+from ...data.audio import SPEAKER_COLUMNS
+from ..processes import process_state
+from ..results import ROWS, Metric, named_after, percent
 from .phones import SETTINGS as FRAMES
 from .phones import labelled_frames, read_splits, score_frames
-from .processes import process_state
-from .protocols import ROWS, Metric, named_after, percent
 
 SETTINGS = {
     name: FRAMES[name] for name in ("optimizer", "epochs", "min_steps", "batch_size", "learning_rate", "most_seconds")
@@ -25,7 +25,7 @@ METRICS = {
 
 @dataclass
 class Speakers:
-    """The protocol `speakers`, as protocols.py describes. label_column: of utterances; found as `audio_and_label` does."""
+    """The protocol `speakers`, as run.py describes. label_column: of utterances; found as `audio_and_label` does."""
 
     label_column: str | None = None
     METRICS: dict = field(default_factory=lambda: METRICS)

@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from ..data.audio import SPEAKER_COLUMNS
-from ..data.loading import DataError, column_names
-from .encoders import random_encoder
+from ...data.audio import SPEAKER_COLUMNS
+from ...data.loading import DataError, column_names
+from ..encoders.loading import random_encoder
+from ..processes import process_state
+from ..results import named_after, percent
 from .phones import Phones, accuracies, find_segments, read_splits
-from .processes import process_state
-from .protocols import named_after, percent
 from .speakers import METRICS as SPEAKERS
 
 EPOCHS, MIN_STEPS, BATCH_SIZE = 5, 600, 8
@@ -45,7 +45,7 @@ SETTINGS = {
 
 @dataclass
 class Supervised:
-    """The protocol `supervised`, as protocols.py describes. label_column: of utterances; found as `audio_and_label` does."""
+    """The protocol `supervised`, as run.py describes. label_column: of utterances; found as `audio_and_label` does."""
 
     segments_column: str | None = None
     label_column: str | None = None

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer
 
-from ..checkpoints import write_json
-from ..errors import InputError
-from .processes import process_state
-from .protocols import Metric, percent
+from ...errors import InputError
+from ...training.checkpoints import write_json
+from ..processes import process_state
+from ..results import Metric, percent
 
 logger = logging.getLogger(__name__)
 SETTINGS = {
@@ -48,7 +48,7 @@ class WordVectors:
     @classmethod
     def from_pretrained(cls, name_or_path, **kwargs):
         """From a release of word vectors, a folder or Hub id, or from any model with a tokenizer and input embeddings."""
-        from ..methods import METHODS  # noqa: F401 (registers our architectures)
+        from ...methods import METHODS  # noqa: F401 (registers our architectures)
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
@@ -120,7 +120,7 @@ class WordVectors:
 
 
 def run(encoders, source, output_dir):
-    """The protocol `words`: the files that the user brings, a map, some neighbours; as protocols.py describes."""
+    """The protocol `words`: the files that the user brings, a map, some neighbours; as run.py describes."""
     if not process_state().is_main_process:
         return {}
     rows = {row: each for row, each in encoders.items() if hasattr(each.model, "get_input_embeddings")}

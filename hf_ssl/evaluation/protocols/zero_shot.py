@@ -10,11 +10,11 @@ import logging
 import torch
 from torch.nn import functional
 
-from ..data.loading import column_names
-from ..data.pairs import captions
-from ..errors import InputError
-from .features import checked_labels
-from .protocols import Metric, percent
+from ...data.loading import column_names
+from ...data.pairs import captions
+from ...errors import InputError
+from ..features import checked_labels
+from ..results import Metric, percent
 from .retrieval import best_rank
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ METRICS = {
 
 
 def run(encoders, source, output_dir):
-    """The protocol `zero_shot`, as protocols.py describes."""
+    """The protocol `zero_shot`, as run.py describes."""
     column, labels, texts_of = _training_texts(source) if source.class_texts else _prompts(source)
     labels, classes = torch.tensor(labels), len(texts_of)
     texts = sorted({text for own in texts_of for text in own})

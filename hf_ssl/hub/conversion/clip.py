@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from ..errors import InputError
-from ..methods import CLIPForPreTraining, SSLCLIPConfig
+from ...errors import InputError
+from ...methods import CLIPForPreTraining, SSLCLIPConfig
 from .release import Release, digests
 from .torchscript import is_torchscript
 from .weights import build_config, fill, listed, read_weights, shape_of

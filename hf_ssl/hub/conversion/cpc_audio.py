@@ -6,8 +6,8 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import Wav2Vec2FeatureExtractor
 
-from ..errors import InputError
-from ..methods import CPCAudioConfig, CPCAudioForPreTraining, CPCAudioModel, CPCAudioModelConfig
+from ...errors import InputError
+from ...methods import CPCAudioConfig, CPCAudioForPreTraining, CPCAudioModel, CPCAudioModelConfig
 from .release import Release, digests
 from .weights import build_config, fill, listed, read_content, read_weights, shape_of
 

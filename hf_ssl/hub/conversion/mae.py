@@ -3,9 +3,9 @@
 import argparse
 import math
 
-from ..data import image_processor
-from ..errors import InputError
-from ..methods import MAEConfig, MAEForPreTraining
+from ...data import image_processor
+from ...errors import InputError
+from ...methods import MAEConfig, MAEForPreTraining
 from .release import Release, image_card
 from .weights import build_config, depth, fill, listed, read_weights, shape_of
 

@@ -2,9 +2,9 @@
 
 from transformers import ResNetModel
 
-from ..data import image_processor
-from ..errors import InputError
-from ..methods import MoCoConfig, MoCoForPreTraining
+from ...data import image_processor
+from ...errors import InputError
+from ...methods import MoCoConfig, MoCoForPreTraining
 from .release import Release, image_card
 from .torchvision_resnet import resnet_config, resnet_name, resnet_parameters, resnet_table
 from .weights import build_config, fill, read_weights, shape_of

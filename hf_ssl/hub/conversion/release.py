@@ -9,7 +9,7 @@ import safetensors
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..errors import InputError
+from ...errors import InputError
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 from transformers import ResNetModel
 
-from ..data import image_processor
-from ..errors import InputError
+from ...data import image_processor
+from ...errors import InputError
 from .release import Release, image_card
 from .torchvision_resnet import resnet_config, resnet_name, resnet_parameters, resnet_table
 from .weights import fill, read_weights

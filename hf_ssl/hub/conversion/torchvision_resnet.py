@@ -2,7 +2,7 @@
 
 from transformers import ResNetConfig
 
-from ..errors import InputError
+from ...errors import InputError
 from .weights import build_config, depth, listed, shape_of
 
 STAGES = (1, 2, 3, 4)

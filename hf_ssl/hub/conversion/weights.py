@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..errors import InputError
+from ...errors import InputError
 from .torchscript import is_torchscript, read_torchscript
 
 COUNTERS = (  # integers that stand among the weights

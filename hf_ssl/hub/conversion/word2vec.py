@@ -3,9 +3,9 @@
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..data.words import UNKNOWN, word_tokenizer
-from ..evaluation.words import read_word2vec
-from ..methods import Word2VecModel, WordVectorsConfig
+from ...data.words import UNKNOWN, word_tokenizer
+from ...evaluation.protocols.words import read_word2vec
+from ...methods import Word2VecModel, WordVectorsConfig
 from .release import Release, digests
 
 CARD = """\
