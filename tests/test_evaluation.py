@@ -33,8 +33,10 @@ from hf_ssl.evaluation import (
     checksum,
     evaluate_images,
     extract,
+    fine_tune,
     frozen,
     knn_predict,
+    linear_probe,
     load_encoder,
     pixel_encoder,
     random_encoder,
@@ -42,7 +44,6 @@ from hf_ssl.evaluation import (
 )
 from hf_ssl.evaluation.encoders.images import labelled_images
 from hf_ssl.evaluation.features import take_samples
-from hf_ssl.evaluation.protocols import fine_tune, linear_probe
 from hf_ssl.evaluation.protocols.fine_tune import LAYER_DECAY, Classifier, parameter_groups
 from hf_ssl.evaluation.protocols.linear_probe import _train, standardiser
 

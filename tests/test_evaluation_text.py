@@ -39,6 +39,7 @@ from hf_ssl.evaluation import (
     evaluate_text,
     extract,
     find_modality,
+    fine_tune_text,
     frozen,
     load_text_encoder,
     random_encoder,
@@ -46,7 +47,6 @@ from hf_ssl.evaluation import (
     text,
 )
 from hf_ssl.evaluation.encoders.text import text_and_label
-from hf_ssl.evaluation.protocols import fine_tune_text
 from hf_ssl.evaluation.protocols.fine_tune_text import TASKS, HeadOnFeature, NativeClassifier, _classifier, _scores
 from hf_ssl.hub.release import CARDS, _eval_results
 
