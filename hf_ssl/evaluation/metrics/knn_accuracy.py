@@ -6,9 +6,9 @@ import datasets
 import evaluate
 import torch
 
-from ..protocols.knn import NEIGHBOURS
-from ..protocols.knn import TEMPERATURE
-from ..protocols.knn import knn_predict
+from hf_ssl.evaluation.protocols.knn import NEIGHBOURS
+from hf_ssl.evaluation.protocols.knn import TEMPERATURE
+from hf_ssl.evaluation.protocols.knn import knn_predict
 
 _DESCRIPTION = "Accuracy of the weighted cosine k-nearest-neighbour classifier of Wu et al. 2018 (lemniscate)."
 _INPUTS = """

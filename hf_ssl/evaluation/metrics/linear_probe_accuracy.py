@@ -5,7 +5,7 @@ import datasets
 import evaluate
 import torch
 
-from ..protocols.linear_probe import linear_probe
+from hf_ssl.evaluation.protocols.linear_probe import linear_probe
 
 _DESCRIPTION = "Accuracy of a softmax layer trained on frozen, standardised features with SimCLR's settings."
 _INPUTS = """
