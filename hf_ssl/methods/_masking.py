@@ -2,9 +2,7 @@
 
 import torch
 
-from ._random import fold_in, uniform
-
-_POSITIONS, _ACTIONS, _WORDS = 1, 2, 3  # each draw has its own stream
+from ._random import HIDDEN_ACTIONS_STREAM, HIDDEN_POSITIONS_STREAM, HIDDEN_WORDS_STREAM, fold_in, uniform
 
 
 def mask_tokens(
@@ -24,12 +22,12 @@ def mask_tokens(
     counts = torch.tensor(table, device=input_ids.device)[lengths]  # Python's rounding, as in the original
     counts = torch.minimum(counts, maskable.sum(1))
 
-    order = uniform(fold_in(seeds, _POSITIONS), length).masked_fill(~maskable, 2.0)
+    order = uniform(fold_in(seeds, HIDDEN_POSITIONS_STREAM), length).masked_fill(~maskable, 2.0)
     positions = order.topk(table[-1], largest=False).indices  # (N, P), a row's `counts` smallest first
     used = torch.arange(table[-1], device=input_ids.device) < counts[:, None]
 
     originals = input_ids.gather(1, positions)
-    action = uniform(fold_in(seeds, _ACTIONS), length).gather(1, positions)
-    words = (uniform(fold_in(seeds, _WORDS), length).gather(1, positions) * vocab_size).long()
+    action = uniform(fold_in(seeds, HIDDEN_ACTIONS_STREAM), length).gather(1, positions)
+    words = (uniform(fold_in(seeds, HIDDEN_WORDS_STREAM), length).gather(1, positions) * vocab_size).long()
     replaced = originals.where(action >= masked + random, words).masked_fill(action < masked, mask_id)
     return input_ids.scatter(1, positions, replaced.where(used, originals)), positions, originals, used

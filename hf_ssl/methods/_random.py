@@ -7,6 +7,22 @@ none to save, and a thousand samples are drawn by one tensor expression.
 
 import torch
 
+# Streams: what `fold_in` separates the draws of one sample by. One list for the package, no two alike; a new draw takes
+# a new number here. The numbers are part of every run's result, so none is ever changed.
+MASK_STREAM = 1  # MAE: which patches are hidden
+SHUFFLE_STREAM = 2  # MoCo: the order in which keys are encoded
+NEGATIVES_STREAM = 4  # word2vec: the noise words
+CROP_STREAM = 101  # views: the box
+FLIP_STREAM = 102  # views: whether it is mirrored
+JITTER_STREAM = 103  # views: colour factors and their order
+GREY_STREAM = 104  # views: whether colour is taken away
+BLUR_STREAM = 105  # views: whether it is blurred, and how much
+SOLARIZE_STREAM = 106  # views: whether bright pixels are inverted
+CAPTION_STREAM = 111  # image-text pairs: which caption, in which words
+VIEW_STREAM = 201  # the first of several views; the others have the next numbers, up to 299
+# Rows of tokens, which are never images, so that these may be numbers of image methods too
+HIDDEN_POSITIONS_STREAM, HIDDEN_ACTIONS_STREAM, HIDDEN_WORDS_STREAM = 1, 2, 3  # which tokens, and what replaces them
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB

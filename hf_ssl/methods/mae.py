@@ -17,7 +17,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention, ViTMAE
 
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._patches import patchify, sincos_positions, unpatchify
-from ._random import fold_in, uniform
+from ._random import MASK_STREAM, fold_in, uniform
 
 
 @strict
@@ -98,7 +98,7 @@ class MAEForPreTraining(SSLModel):
         """pixel_values: (N, C, H, W). The patches with the smallest `noise`, (N, L), stay visible; it is drawn from
         `sample_seeds`, (N,) int64, if there are any, and afresh if not."""
         if noise is None and sample_seeds is not None:
-            noise = uniform(fold_in(sample_seeds, _MASK_STREAM), self.grid**2)
+            noise = uniform(fold_in(sample_seeds, MASK_STREAM), self.grid**2)
         encoded = self.vit(pixel_values, noise=noise)
         tokens = encoded.last_hidden_state  # (N, 1 + visible, D)
         predicted = self.decoder(tokens, encoded.ids_restore).logits  # (N, L, patch_size^2 C)
@@ -169,9 +169,6 @@ class MAEEncoder(ViTMAEModel):
     @torch.no_grad()
     def _init_weights(self, module):
         _init_as_official(module)
-
-
-_MASK_STREAM = 1  # separates the mask's draws from the view's
 
 
 def _init_as_official(module):

@@ -23,7 +23,7 @@ from ._contrastive import queue_cross_entropy, queue_logits
 from ._distributed import gather, own_part, world_size
 from ._memory import enqueue
 from ._momentum import momentum_update
-from ._random import fold_in
+from ._random import SHUFFLE_STREAM, fold_in
 
 
 @strict
@@ -111,7 +111,7 @@ class MoCoForPreTraining(SSLModel):
         if shuffles:
             if sample_seeds is None:
                 sample_seeds = torch.randint(2**62, (len(pixel_values),), device=pixel_values.device)
-            order = fold_in(gather(sample_seeds), _SHUFFLE_STREAM).argsort()  # the same on 1 and on 64 processes
+            order = fold_in(gather(sample_seeds), SHUFFLE_STREAM).argsort()  # the same on 1 and on 64 processes
             pixel_values = gather(pixel_values)[own_part(order)]
         keys = F.normalize(self.key_projector(pooled(self.key_backbone, pixel_values)).float(), dim=1)
         if self.training:
@@ -173,7 +173,5 @@ def projector(features, config):
     hidden = config.projector_hidden_size or features
     return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, config.projection_size))
 
-
-_SHUFFLE_STREAM = 2  # separates the shuffle's draws from the views'
 
 __all__ = ["MoCoConfig", "MoCoForPreTraining"]

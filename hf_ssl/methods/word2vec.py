@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._random import fold_in, uniform
+from ._random import NEGATIVES_STREAM, fold_in, uniform
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from ._words import FORMULAS, huffman_paths, noise_distribution
 
@@ -126,7 +126,7 @@ class Word2VecForPreTraining(SSLModel):
         if sample_seeds is None:
             draws = torch.rand(shape, device=self.device)
         else:
-            draws = uniform(fold_in(sample_seeds, _NOISE_STREAM), shape[1] * shape[2]).view(shape)
+            draws = uniform(fold_in(sample_seeds, NEGATIVES_STREAM), shape[1] * shape[2]).view(shape)
         bounds = noise_distribution(self.counts, self.config.noise_exponent).cumsum(0)
         return torch.searchsorted(bounds, draws.double(), right=True).clamp(max=len(bounds) - 1)
 
@@ -162,7 +162,5 @@ class Word2VecForPreTraining(SSLModel):
 def _tree(counts):
     return huffman_paths(torch.tensor(counts))
 
-
-_NOISE_STREAM = 2  # separates the negatives' draws from others of the same sample
 
 __all__ = ["Word2VecConfig", "Word2VecForPreTraining"]
