@@ -72,7 +72,10 @@ def freeze_mask_tokens(model):
 
 def pooled(backbone, pixel_values):
     """(N, C, H, W) to (N, D): what the released encoder will give as `pooler_output`."""
-    return backbone(pixel_values).pooler_output.flatten(1)
+    features = getattr(backbone(pixel_values), "pooler_output", None)
+    if features is None:
+        raise ValueError(f"{type(backbone).__name__} gives no pooler_output.")
+    return features.flatten(1)
 
 
 def native_copy(backbone):

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
-from ._backbone import build_backbone, check_backbone, native_copy, pooled
+from ._backbone import build_backbone, check_backbone, pooled
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import SplitBatchNorm, average_running_statistics, replace_batch_norm
 from ._contrastive import queue_cross_entropy, queue_logits
@@ -144,13 +144,6 @@ class MoCoForPreTraining(SSLModel):
         generator = torch.Generator().manual_seed(seed)
         self.queue.copy_(F.normalize(torch.randn(self.queue.shape, generator=generator), dim=1))
         self.queue_position.zero_()
-
-    def embed(self, pixel_values):
-        """The backbone's pooled features, (N, D)."""
-        return pooled(self.backbone, pixel_values)
-
-    def export_encoder(self):
-        return native_copy(self.backbone)
 
     def load_encoder(self, encoder):
         super().load_encoder(encoder)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
-from ._backbone import build_backbone, check_backbone, native_copy, pooled
+from ._backbone import build_backbone, check_backbone
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._contrastive import nt_xent
@@ -66,13 +66,6 @@ class SimCLRForPreTraining(SSLModel):
     def check_batch(self, size, processes):
         if size * processes < 2:
             raise ValueError(f"SimCLR needs other images to compare with: the batch of all processes is {size}.")
-
-    def embed(self, pixel_values):
-        """The backbone's pooled features, (N, D)."""
-        return pooled(self.backbone, pixel_values)
-
-    def export_encoder(self):
-        return native_copy(self.backbone)
 
     @torch.no_grad()
     def _init_weights(self, module):
