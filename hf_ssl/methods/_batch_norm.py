@@ -87,12 +87,13 @@ class _NormalizeGlobally(torch.autograd.Function):
             norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
             norm.num_batches_tracked += 1
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.count, ctx.eps, ctx.has_bias = count, norm.eps, bias is not None
+        ctx.count, ctx.eps, ctx.has_weight, ctx.has_bias = count, norm.eps, weight is not None, bias is not None
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight, mean, variance = ctx.saved_tensors
+        weight = weight if ctx.has_weight else torch.ones_like(mean)
         # as if the statistics were constants; through them each value pulls on all of its channel
         gradient_x, *sums = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
@@ -103,7 +104,7 @@ class _NormalizeGlobally(torch.autograd.Function):
         scale = (variance + ctx.eps).rsqrt()
         slope, shift = (means * weight * scale / ctx.count).view(2, *shape)
         gradient_x -= (x - mean.view(shape)).mul_(slope * scale.view(shape)).add_(shift)
-        return gradient_x, sums[0], sums[1] if ctx.has_bias else None, None
+        return gradient_x, sums[0] if ctx.has_weight else None, sums[1] if ctx.has_bias else None, None
 
 
 @torch.no_grad()

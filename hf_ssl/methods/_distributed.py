@@ -35,6 +35,29 @@ def gather_with_gradient(x):
     return _Gather.apply(x) if world_size() > 1 else x
 
 
+def sum_with_gradient(x):
+    """The sum of each process's `x` over all processes; `x` receives the gradient of every process's loss.
+
+    As with `gather_with_gradient`, averaging parameter gradients over processes, as DDP does, gives those of the mean of
+    the processes' losses: of a loss that is the same function of the sum everywhere, those of one process with the
+    whole batch. It is added in the type of `x`, float64 in float64; bfloat16 and float16 would be rounded at each addition,
+    so hand in float32.
+    """
+    return _Sum.apply(x) if world_size() > 1 else x
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Sum.apply(gradient)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -2,6 +2,8 @@
 
 import torch
 
+from ._distributed import gather
+
 
 @torch.no_grad()
 def enqueue(queue, position, rows):
@@ -9,3 +11,17 @@ def enqueue(queue, position, rows):
     places = (position + torch.arange(len(rows), device=queue.device)) % len(queue)
     queue.index_copy_(0, places, rows.to(queue.dtype))
     position.add_(len(rows)).remainder_(len(queue))
+
+
+@torch.no_grad()
+def write_rows(bank, indices, rows):
+    """Overwrite the rows `indices`, (N,) int64, of `bank`, (M, P), by `rows`, (N, P), of all processes, in place.
+
+    An index that stands twice, as at the border of two epochs, gets its last row in the order of `gather`: writing alone
+    would leave it to the device which one wins, and banks of processes would differ.
+    """
+    indices, rows = gather(indices), gather(rows)  # (W N,), (W N, P)
+    # of equal indices, which a stable sort keeps in order, the last; the others are written as it is
+    order = indices.argsort(stable=True)
+    last = torch.searchsorted(indices[order], indices, right=True) - 1
+    bank.index_copy_(0, indices, rows[order[last]].to(bank.dtype))

@@ -6,7 +6,6 @@ average, so that the keys in the queue, which are up to 256 steps old, agree wit
 """
 
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import SplitBatchNorm, average_running_statistics, replace_batch_norm
 from ._contrastive import queue_cross_entropy, queue_logits
 from ._distributed import gather, own_part, world_size
+from ._initialization import draw_as_torch
 from ._memory import enqueue
 from ._momentum import momentum_update
 from ._random import SHUFFLE_STREAM, fold_in
@@ -151,13 +151,11 @@ class MoCoForPreTraining(SSLModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, nn.Linear):  # torch's own, as in the original
-            bound = 1 / math.sqrt(module.in_features)
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            init.uniform_(module.bias, -bound, bound)
-        elif module is self:
+        if module is self:
             init.copy_(self.queue, F.normalize(torch.randn_like(self.queue), dim=1))
             init.zeros_(self.queue_position)
+        else:
+            draw_as_torch(module)  # as in the original
 
 
 def projector(features, config):

@@ -16,6 +16,7 @@ from ._backbone import build_backbone, check_backbone
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._contrastive import nt_xent
+from ._initialization import draw_as_torch
 
 
 @strict
@@ -71,12 +72,8 @@ class SimCLRForPreTraining(SSLModel):
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, std=0.01)
-        elif isinstance(module, GlobalBatchNorm):
-            for one in (module.weight, module.running_var):
-                init.ones_(one)
-            for zero in (module.bias, module.running_mean, module.num_batches_tracked):
-                if zero is not None:
-                    init.zeros_(zero)
+        else:
+            draw_as_torch(module)
 
 
 def projector(features, config):
