@@ -4,12 +4,25 @@ from importlib import import_module
 
 from .methods import *  # noqa: F403
 
-_LATER = {"push_release": "transfer", "save_release": "hub", "verify": "transfer"}
+__version__ = "0.2.0"
+_LATER = {  # imported when they are asked for: who reads a release does not wait for what trains one
+    "TrainingArguments": "training",
+    "TrainingRun": "training",
+    "check_run": "hub",
+    "finish_run": "hub",
+    "push_release": "hub",
+    "push_save": "hub",
+    "save_release": "hub",
+    "train": "training",
+    "verify": "hub",
+}
 
 
-def __getattr__(
-    name,
-):  # training and evaluation are imported when they are asked for: readers of a release do not wait
+def __getattr__(name):
     if name in _LATER:
         return getattr(import_module(f".{_LATER[name]}", __name__), name)
     raise AttributeError(f"module 'hf_ssl' has no attribute '{name}'")
+
+
+def __dir__():
+    return sorted([*globals(), *_LATER])

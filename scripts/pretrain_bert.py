@@ -1,19 +1,15 @@
 """Pretrain BERT (Devlin et al. 2018): masked words and next sentences.
 
-accelerate launch scripts/pretrain_bert.py                   # the embedded documents, some minutes on a CPU
-accelerate launch scripts/pretrain_bert.py --dataset_name path/to/documents --backbone small --output_dir runs/mine
+hf-ssl pretrain bert                                         # the embedded documents, some minutes on a CPU
+hf-ssl pretrain bert --dataset_name path/to/documents --backbone small --output_dir runs/mine
 accelerate launch scripts/pretrain_bert.py --backbone google-bert/bert-base-uncased --dataset_name path/to/documents \\
     --config_overrides next_sentence_prediction=false --output_dir runs/more      # words only, rows packed with text
 """
 
-from functools import partial
-
-from hf_ssl import BERTConfig, BERTForPreTraining
-from hf_ssl.cli import build_model, parse_arguments, text_data, text_documents, text_tokenizer
+from hf_ssl import BERTForPreTraining
+from hf_ssl.cli import Preset, build_model, parse_arguments, pretrain, text_data, text_documents, text_tokenizer
 from hf_ssl.errors import run_script
-from hf_ssl.hub.release import finish_run, push_save
 from hf_ssl.training.arguments import TokenArguments
-from hf_ssl.training.loop import train
 
 
 def bert(width, layers, dropout=0.1):
@@ -35,24 +31,23 @@ MINUTES = PAPER | dict(
     vocab_size=6000, max_seq_length=64, dupe_factor=3, num_train_epochs=0.65, per_device_train_batch_size=32,
     learning_rate=1.2e-2, warmup_steps=0.1, cpu_threads=1,
 )  # fmt: skip
-RECIPES = {
-    "tiny": (bert(128, 2, dropout=0.0), MINUTES),
-    "mini": (bert(256, 4, dropout=0.0), MINUTES | dict(learning_rate=4e-3)),
-    "small": (bert(512, 4), PAPER),
-    "medium": (bert(512, 8), PAPER),
-    "base": (bert(768, 12), PAPER),
-    "large": (bert(1024, 24), PAPER),
+PRESETS = {
+    "tiny": Preset(bert(128, 2, dropout=0.0), MINUTES, "minutes on a CPU, a million words"),
+    "mini": Preset(bert(256, 4, dropout=0.0), MINUTES | dict(learning_rate=4e-3), "an hour on a CPU"),
+    "small": Preset(bert(512, 4), PAPER, "one GPU"),
+    "medium": Preset(bert(512, 8), PAPER, "one GPU"),
+    "base": Preset(bert(768, 12), PAPER, "the paper's, billions of words"),
+    "large": Preset(bert(1024, 24), PAPER, "the paper's, billions of words"),
 }
 
 
 def main():
-    config, args = parse_arguments(BERTConfig, RECIPES, TokenArguments, __doc__)
+    config, args = parse_arguments(BERTForPreTraining, PRESETS, TokenArguments, __doc__)
     documents, column = text_documents(args)
     tokenizer = text_tokenizer(config, args, documents, column)
     rows, decoder = text_data(config, args, documents, column, tokenizer)
     model = build_model(BERTForPreTraining, config, args)
-    run = train(model, rows, decoder, args, tokenizer, on_save=partial(push_save, tokenizer))
-    finish_run(run, tokenizer)
+    pretrain(model, rows, decoder, args, tokenizer, tokenizer)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,16 @@
 """Pretrain CLIP (Radford et al. 2021): images and captions that find each other.
 
-accelerate launch scripts/pretrain_clip.py                   # the embedded captioned emoji, some minutes on a CPU
-accelerate launch scripts/pretrain_clip.py --dataset_name path/to/pairs --output_dir runs/mine   # a folder with metadata.csv, ...
+hf-ssl pretrain clip                                         # the embedded captioned emoji, some minutes on a CPU
+hf-ssl pretrain clip --dataset_name path/to/pairs --output_dir runs/mine   # a folder with metadata.csv, ...
 accelerate launch scripts/pretrain_clip.py --backbone vit-b-32 --dataset_name "path/to/*.tar" --streaming \\
     --tokenizer_name openai/clip-vit-base-patch32 --max_steps 400000 --output_dir runs/vit-b-32    # webdataset shards
-accelerate launch scripts/pretrain_clip.py --vision_tower facebook/dinov2-small --config_overrides freeze_vision=true \\
+hf-ssl pretrain clip --vision_tower facebook/dinov2-small --config_overrides freeze_vision=true \\
     --dataset_name path/to/pairs --output_dir runs/locked    # locked-image tuning
 """
 
-from functools import partial
-
-from hf_ssl import CLIPForPreTraining, SSLCLIPConfig
-from hf_ssl.cli import (
-    build_model,
-    choose_towers,
-    load_towers,
-    pair_data,
-    pair_decoder,
-    pair_processor,
-    pair_tokenizer,
-    parse_arguments,
-    report_cut,
-)
+from hf_ssl import CLIPForPreTraining
+from hf_ssl.cli import Preset, pretrain_pairs
 from hf_ssl.errors import run_script
-from hf_ssl.hub.release import finish_run, push_save
-from hf_ssl.training.arguments import PairArguments
-from hf_ssl.training.loop import train
 
 
 def clip(projection, vision, text, **patches):
@@ -47,27 +32,19 @@ MINUTES = PAPER | dict(
     vocab_size=800, max_seq_length=32, min_crop_scale=0.5, per_device_train_batch_size=64, num_train_epochs=60,
     learning_rate=4e-3, warmup_steps=0.1, max_grad_norm=1.0, cpu_threads=2, dataloader_num_workers=1,
 )  # fmt: skip
-RECIPES = {
-    "emoji": (clip(128, (192, 5, 6), (128, 3, 4), image_size=64, patch_size=16), MINUTES),
-    "vit-b-32": (clip(512, (768, 12, 12), (512, 12, 8), patch_size=32), PAPER),
-    "vit-b-16": (clip(512, (768, 12, 12), (512, 12, 8), patch_size=16), PAPER),
-    "vit-l-14": (clip(768, (1024, 24, 16), (768, 12, 12), patch_size=14), PAPER | dict(learning_rate=4e-4 * 256 / 32768)),
+PRESETS = {
+    "emoji": Preset(clip(128, (192, 5, 6), (128, 3, 4), image_size=64, patch_size=16), MINUTES, "64 px, minutes on a CPU"),
+    "vit-b-32": Preset(clip(512, (768, 12, 12), (512, 12, 8), patch_size=32), PAPER, "224 px, the paper's, 400 M pairs"),
+    "vit-b-16": Preset(clip(512, (768, 12, 12), (512, 12, 8), patch_size=16), PAPER, "224 px, the paper's, 400 M pairs"),
+    "vit-l-14": Preset(
+        clip(768, (1024, 24, 16), (768, 12, 12), patch_size=14), PAPER | dict(learning_rate=4e-4 * 256 / 32768),
+        "224 px, the paper's, 400 M pairs",
+    ),
 }  # fmt: skip
 
 
 def main():
-    config, args = parse_arguments(SSLCLIPConfig, RECIPES, PairArguments, __doc__)
-    choose_towers(config, args)
-    rows, *columns = pair_data(args)
-    tokenizer = pair_tokenizer(config, args, rows, columns[1:])
-    processor = pair_processor(config, args, tokenizer)
-    decoder = pair_decoder(config, args, columns, processor)
-    model = build_model(CLIPForPreTraining, config, args)
-    load_towers(model)
-    model.micro_batch_size = args.micro_batch_size
-    run = train(model, rows, decoder, args, tokenizer, on_save=partial(push_save, processor))
-    report_cut(decoder)
-    finish_run(run, processor)
+    pretrain_pairs(CLIPForPreTraining, PRESETS, __doc__)
 
 
 if __name__ == "__main__":

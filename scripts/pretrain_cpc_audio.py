@@ -1,21 +1,17 @@
 """Pretrain by contrastive predictive coding on audio (van den Oord et al. 2018).
 
-accelerate launch scripts/pretrain_cpc_audio.py              # the embedded speech, a few minutes on a CPU
-accelerate launch scripts/pretrain_cpc_audio.py --dataset_name path/to/audio --output_dir runs/mine
+hf-ssl pretrain cpc_audio                                    # the embedded speech, a few minutes on a CPU
+hf-ssl pretrain cpc_audio --dataset_name path/to/audio --output_dir runs/mine
 accelerate launch scripts/pretrain_cpc_audio.py --backbone paper --dataset_name openslr/librispeech_asr \\
     --dataset_config_name clean --train_split train.100 --streaming --max_steps 300000
 """
 
-from functools import partial
-
 from transformers import Wav2Vec2FeatureExtractor
 
-from hf_ssl import CPCAudioConfig, CPCAudioForPreTraining
-from hf_ssl.cli import audio_data, build_model, parse_arguments
+from hf_ssl import CPCAudioForPreTraining
+from hf_ssl.cli import Preset, audio_data, build_model, parse_arguments, pretrain
 from hf_ssl.errors import run_script
-from hf_ssl.hub.release import finish_run, push_save
 from hf_ssl.training.arguments import AudioArguments
-from hf_ssl.training.loop import train
 
 # section 3.1: Adam at 2e-4, 8 GPUs with 8 windows of 20,480 samples each, 300,000 steps
 PAPER = dict(
@@ -33,20 +29,19 @@ def cpc(channels, negative_policy):
 MINUTES = PAPER | dict(
     num_train_epochs=70, learning_rate=6.4e-2, lr_scheduler_type="cosine", warmup_steps=0.05, cpu_threads=1,
 )  # fmt: skip
-RECIPES = {
-    "narrow": (cpc(128, "current"), MINUTES),
-    "medium": (cpc(256, "current"), MINUTES),
-    "paper": (cpc(512, "mixed"), PAPER),
+PRESETS = {
+    "narrow": Preset(cpc(128, "current"), MINUTES, "minutes on a CPU, minutes of speech"),
+    "medium": Preset(cpc(256, "current"), MINUTES, "an hour on a CPU, an hour of speech"),
+    "paper": Preset(cpc(512, "mixed"), PAPER, "the paper's, 100 hours of speech"),
 }
 
 
 def main():
-    config, args = parse_arguments(CPCAudioConfig, RECIPES, AudioArguments, __doc__)
+    config, args = parse_arguments(CPCAudioForPreTraining, PRESETS, AudioArguments, __doc__)
     windows, decoder = audio_data(config, args)
     model = build_model(CPCAudioForPreTraining, config, args)
     extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
-    run = train(model, windows, decoder, args, on_save=partial(push_save, extractor))
-    finish_run(run, extractor)
+    pretrain(model, windows, decoder, args, extractor)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """Pretrain CPC for text (van den Oord et al. 2018): from the sentences so far, tell the next ones from others.
 
-accelerate launch scripts/pretrain_cpc_text.py               # the embedded documents, some minutes on a CPU
-accelerate launch scripts/pretrain_cpc_text.py --backbone paper --dataset_name path/to/documents --output_dir runs/mine
+hf-ssl pretrain cpc_text                                     # the embedded documents, some minutes on a CPU
+hf-ssl pretrain cpc_text --backbone paper --dataset_name path/to/documents --output_dir runs/mine
 """
 
-from functools import partial
-
-from hf_ssl import CPCTextConfig, CPCTextForPreTraining
-from hf_ssl.cli import build_model, parse_arguments, sentence_data, sentence_tokenizer, text_documents
+from hf_ssl import CPCTextForPreTraining
+from hf_ssl.cli import (
+    Preset,
+    build_model,
+    parse_arguments,
+    pretrain,
+    sentence_data,
+    sentence_tokenizer,
+    text_documents,
+)
 from hf_ssl.errors import run_script
-from hf_ssl.hub.release import finish_run, push_save
 from hf_ssl.training.arguments import SentenceArguments
-from hf_ssl.training.loop import train
 
 # Adam at 2e-4 with 8 x 64 windows; how many steps, the paper does not tell
 PAPER = dict(
@@ -27,17 +31,19 @@ MINUTES = PAPER | dict(
 SMALL = dict(
     backbone_config=dict(model_type="ssl_cpc_text_model", embedding_size=128, hidden_size=256), context_size=256
 )
-RECIPES = {"small": (SMALL, MINUTES), "paper": ({}, PAPER)}
+PRESETS = {
+    "small": Preset(SMALL, MINUTES, "minutes on a CPU, a million words"),
+    "paper": Preset({}, PAPER, "the paper's, a billion words"),
+}
 
 
 def main():
-    config, args = parse_arguments(CPCTextConfig, RECIPES, SentenceArguments, __doc__)
+    config, args = parse_arguments(CPCTextForPreTraining, PRESETS, SentenceArguments, __doc__)
     documents, column = text_documents(args)
     tokenizer = sentence_tokenizer(config, args)
     rows, decoder = sentence_data(config, args, documents, column, tokenizer)
     model = build_model(CPCTextForPreTraining, config, args)
-    run = train(model, rows, decoder, args, tokenizer, on_save=partial(push_save, tokenizer))
-    finish_run(run, tokenizer)
+    pretrain(model, rows, decoder, args, tokenizer, tokenizer)
 
 
 if __name__ == "__main__":

@@ -452,7 +452,6 @@ def test_trainer_of_transformers_trains_our_models(tmp_path):
         ("momentum", 1.0),
         ("blur_probability", 2.0),
         ("report_to", "tensorbord"),
-        ("eval_protocols", "knnn"),
         ("max_steps", 0),
         ("logging_steps", 0),
         ("learning_rate", -1.0),

@@ -59,10 +59,3 @@ def test_the_readme_tells_the_recorded_results():
     script = runpy.run_path(str(ROOT / "scripts/update_readme.py"))
     readme = (ROOT / "README.md").read_text()
     assert script["updated"](readme) == readme, "stale: run python scripts/update_readme.py"
-
-
-def test_every_script_pushes_at_its_saves():
-    for name in METHODS:
-        assert "partial(push_save, " in (ROOT / f"scripts/pretrain_{name}.py").read_text(), (
-            f"pretrain_{name}.py: on_save"
-        )

@@ -1,32 +1,25 @@
-"""What the pretraining scripts are made of: the command line, and from its arguments to data, by what they hold."""
+"""The command `hf-ssl` (main.py), and what the scripts are made of: parse.py reads the command line, a file for each kind of
+data goes from its arguments to rows and their decoder, pretrain.py from there to the release."""
 
 from .audio import audio_data
-from .images import image_data, two_views, view_size
-from .pairs import (
-    choose_towers,
-    load_towers,
-    pair_data,
-    pair_decoder,
-    pair_processor,
-    pair_tokenizer,
-    report_cut,
-)
+from .images import image_data, one_view, resnet8, two_views, view_size, vit
 from .parse import build_model, override_config, parse_arguments, set_up_logging
-from .text import sentence_data, sentence_tokenizer, text_data, text_documents, text_tokenizer, word_corpus
+from .pretrain import Preset, pretrain, pretrain_images, pretrain_pairs, pretrain_words
+from .text import sentence_data, sentence_tokenizer, text_data, text_documents, text_tokenizer
 
 __all__ = [
+    "Preset",
     "audio_data",
     "build_model",
-    "choose_towers",
     "image_data",
-    "load_towers",
+    "one_view",
     "override_config",
-    "pair_data",
-    "pair_decoder",
-    "pair_processor",
-    "pair_tokenizer",
     "parse_arguments",
-    "report_cut",
+    "pretrain",
+    "pretrain_images",
+    "pretrain_pairs",
+    "pretrain_words",
+    "resnet8",
     "sentence_data",
     "sentence_tokenizer",
     "set_up_logging",
@@ -35,5 +28,5 @@ __all__ = [
     "text_tokenizer",
     "two_views",
     "view_size",
-    "word_corpus",
+    "vit",
 ]

@@ -1,6 +1,6 @@
-"""Images as a run's data."""
+"""Images as a run's data, their views, and the small encoders of the default recipes."""
 
-from ..data import TWO_VIEWS, ImageDecoder, TwoViews, image_rows, load_split
+from ..data import TWO_VIEWS, ImageDecoder, RandomResizedCropAndFlip, TwoViews, image_rows, load_split
 from ..errors import InputError
 
 
@@ -28,6 +28,12 @@ def view_size(config, args):
     return args.image_size or fixed or 224
 
 
+def one_view(args, size, processor):
+    """A random crop and a flip; MAE's whole augmentation."""
+    scale = (args.min_crop_scale or 0.2, 1.0)
+    return RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std, scale)
+
+
 def two_views(args, size, processor):
     """The augmentation that `--views` names, with the changes that other arguments make."""
     given = {name: getattr(args, name) for name in ("jitter_strength", "blur_probability", "solarize_probability")}
@@ -35,3 +41,15 @@ def two_views(args, size, processor):
     if args.min_crop_scale is not None:
         changes["scale"] = (args.min_crop_scale, 1.0)
     return TwoViews(size, processor.image_mean, processor.image_std, **TWO_VIEWS[args.views] | changes)
+
+
+def resnet8(width):
+    """Three stages of one block, for images of about 32 pixels: the `backbone_config` of the default recipes."""
+    sizes = dict(embedding_size=width // 2, hidden_sizes=[width, 2 * width, 4 * width], depths=[1, 1, 1])
+    return dict(model_type="ssl_resnet", **sizes, layer_type="basic", downsample_in_first_stage=True)
+
+
+def vit(width, layers, heads, image_size=224, patch_size=16):
+    """A ViT's `backbone_config`."""
+    sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width)
+    return dict(model_type="vit", image_size=image_size, patch_size=patch_size, layer_norm_eps=1e-6, **sizes)

@@ -1,5 +1,7 @@
 """The command line of the pretraining scripts: a preset's recipe as defaults, flags on top."""
 
+import argparse
+import dataclasses
 import difflib
 import json
 import logging
@@ -15,32 +17,42 @@ from transformers import CONFIG_MAPPING, AutoConfig, HfArgumentParser, PreTraine
 from transformers.utils import cached_file
 
 from ..errors import InputError
+from ..evaluation import PROTOCOLS, modality_of
 from ..evaluation.processes import process_state
 from ..hub.transfer import local_checkpoint
 from ..training.checkpoints import RUN_FILE
 
 
-def parse_arguments(config_class, recipes, arguments_class, description=None):
+def parse_arguments(model_class, recipes, arguments_class, description=None):
     """(config, arguments of `arguments_class`) from the command line.
 
-    recipes: preset name -> (config values, training values); the first is the default. `--backbone` chooses a preset, a
+    recipes: preset name -> Preset; the first is the default. `--backbone` chooses a preset, a
     release of the method to go on from (with its run's training values), or any encoder of transformers, by model_type to
     begin anew or by Hub id or folder to go on from (with the last preset's).
     """
     set_up_logging()
-    parser = HfArgumentParser(arguments_class, description=description)
-    options = parser._option_string_actions
-    options["--backbone"].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
-    backbone = parser.parse_known_args()[0].backbone or next(iter(recipes))
-    training_values = list(recipes.values())[-1][1]
+    config_class = model_class.config_class
+    first_look = argparse.ArgumentParser(
+        add_help=False
+    )  # --help shows the defaults of the preset, so that comes first
+    first_look.add_argument("--backbone")
+    backbone = first_look.parse_known_args()[0].backbone or next(iter(recipes))
+    training_values = list(recipes.values())[-1].training
     if backbone in recipes:
-        values, training_values = recipes[backbone]
-        config = checked(lambda: config_class(**values))
+        preset = recipes[backbone]
+        config, training_values = checked(lambda: config_class(**preset.config)), preset.training
     elif (config := _release_config(config_class, backbone)) is not None:
         training_values = training_values | _release_values(backbone, recipes)
     else:
         encoder = _encoder_config(backbone, recipes)
         config = checked(lambda: config_class(backbone_config=encoder))
+    parser = HfArgumentParser(
+        arguments_class, usage=f"hf-ssl pretrain {_stem(model_class)} [flags]", description=description,
+        formatter_class=HelpFormatter, epilog=_more_help(model_class, recipes, backbone, config),
+    )  # fmt: skip
+    parser._option_string_actions[
+        "--backbone"
+    ].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
     parser.set_defaults(**{"backbone": backbone} | training_values)
     given, unknown = parser.parse_known_args()
     if unknown:
@@ -53,6 +65,39 @@ def parse_arguments(config_class, recipes, arguments_class, description=None):
     return override_config(config, args.config_overrides), args
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Text as it stands, and the defaults; of the two spellings of a flag the one with underscores."""
+
+    def _format_action_invocation(self, action):
+        kept = [option for option in action.option_strings if "-" not in option[2:]]
+        value = (
+            ""
+            if action.nargs == 0
+            else " " + self._format_args(action, self._get_default_metavar_for_optional(action))
+        )
+        return ", ".join(kept) + value
+
+
+def _stem(model_class):
+    return model_class.config_class.model_type.removeprefix("ssl_")
+
+
+def _more_help(model_class, recipes, backbone, config):
+    """Behind the flags: the presets, the settings of --config_overrides, the protocols."""
+    presets = [f"  {name}: {preset.purpose}" for name, preset in recipes.items()]
+    own = [each.name for each in dataclasses.fields(config) if each.name in type(config).__annotations__]
+    given = recipes[backbone].config if backbone in recipes else {}
+    settings = [f"  {name} = {getattr(config, name)}" for name in own if not name.endswith("_config")]
+    nested = [(name, key) for name in own if name.endswith("_config") for key in given.get(name) or {}]
+    settings += [f"  {name}.{key} = {given[name][key]}" for name, key in nested if key != "model_type"]
+    protocols = PROTOCOLS.get(modality_of(model_class), ())
+    text = "\n".join(
+        ["presets of --backbone:", *presets, "", f"settings of --config_overrides ({backbone}):", *settings, ""]
+        + [f"protocols of --eval_protocols: {', '.join(protocols)}"]
+    )
+    return text.replace("%", "%%")
+
+
 def _release_values(name, recipes):
     """How a release was trained, as far as presets say it; nothing where the release does not tell."""
     try:
@@ -60,7 +105,7 @@ def _release_values(name, recipes):
     except OSError:
         file = None
     arguments = json.loads(Path(file).read_text())["arguments"] if file else {}
-    named = {key for _, training_values in recipes.values() for key in training_values} - {"output_dir"}
+    named = {key for preset in recipes.values() for key in preset.training} - {"output_dir"}
     return {key: value for key, value in arguments.items() if key in named}
 
 

@@ -2,14 +2,13 @@
 
 import math
 from functools import lru_cache
+from importlib.util import find_spec
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import soundfile
 import torch
 from datasets.utils.file_utils import xopen
-from scipy.signal import firwin, resample_poly
 
 from .loading import DataError, find_column, raw_column
 
@@ -23,6 +22,8 @@ MOST_FRAMES = 2**40  # samples; a header that promises more does not know
 
 def audio_rows(data, audio_column=None):
     """(data with the audio column undecoded, that column's name)."""
+    if find_spec("soundfile") is None:
+        raise DataError('Recordings are decoded by soundfile, which is not installed: pip install "hf_ssl[audio]".')
     column = find_column(data, audio_column, "audio", AUDIO_COLUMNS, (datasets.Audio,))
     kind = (data.features or {}).get(column)
     known = ("binary", "large_binary", "string", "large_string", "dict")
@@ -55,6 +56,8 @@ def decode_audio(value, sampling_rate=SAMPLING_RATE, start=0.0, seconds=None):
         raise ValueError("the audio holds values that are not finite")
     waveform = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1)
     if rate != sampling_rate and len(waveform):
+        from scipy.signal import resample_poly  # takes a second to import
+
         up, down = _ratio(rate, sampling_rate)
         waveform = resample_poly(waveform, up, down, window=_low_pass(up, down))
     waveform = waveform[skip : None if count is None else skip + count]
@@ -79,13 +82,15 @@ def open_audio(value):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if not value:
         raise ValueError("the audio is empty")
+    import soundfile  # an extra: who has no recordings need not have it
+
     try:
         if isinstance(value, bytes | pa.Buffer):
             value = pa.BufferReader(value)  # without a copy
         elif "://" in str(value):  # on the Hub or inside an archive
             value = xopen(str(value), "rb")
         return soundfile.SoundFile(value)
-    except (soundfile.SoundFileError, TypeError, OSError) as error:
+    except (RuntimeError, TypeError, OSError) as error:
         raise _unreadable(error) from error
 
 
@@ -95,7 +100,7 @@ def _read(file, begin, end):
         early = min(begin, MP3_START if file.format == "MP3" else 0)
         file.seek(min(begin - early, file.frames))
         return file.read(-1 if end is None else end - begin + early, "float32", always_2d=True)[early:]
-    except (soundfile.SoundFileError, OSError) as error:  # for instance, a FLAC file that was cut off
+    except (RuntimeError, OSError) as error:  # for instance, a FLAC file that was cut off
         raise _unreadable(error) from error
 
 
@@ -123,6 +128,8 @@ def _frames(rate, sampling_rate, first, count):
 @lru_cache(maxsize=16)
 def _low_pass(up, down):
     """The filter that `resample_poly` would compute at each call."""
+    from scipy.signal import firwin
+
     widest = max(up, down)
     return firwin(2 * LOBES * widest + 1, 1 / widest, window=("kaiser", 5.0)).astype(np.float32)
 

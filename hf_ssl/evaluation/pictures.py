@@ -36,7 +36,7 @@ def save_reconstructions(model, rows, decoder, processor, path, count=8):
     _save_lines(path, ("original", "masked", "reconstructed"), batches)
 
 
-def save_views(rows, decoder, path, count=8):
+def save_views(model, rows, decoder, processor, path, count=8):
     """For methods that compare views: the first `count` rows, and two views of each below it."""
     images = first_images(rows, decoder.column, decoder.channels, count)
     batch = decoder.view(**decoder.collate(list(images), torch.arange(len(images))))

@@ -5,6 +5,7 @@ A Python user does as the scripts do: `check_run(model, args)`, `run = train(...
 """
 
 import filecmp
+import importlib.util
 import json
 import logging
 import os
@@ -28,7 +29,8 @@ from ..training.records import command_line, public_name
 from .transfer import EVAL_RESULTS, MEASURED, PARTIAL_RELEASE, check_repo_id, open_repository, push_release
 
 logger = logging.getLogger(__name__)
-CARDS = Path(__file__).parents[1] / "model_cards"
+_CARDS = importlib.util.find_spec("hf_ssl.model_cards")  # installed; else of a checkout that is run as it lies there
+CARDS = Path(_CARDS.origin).parent if _CARDS else Path(__file__).parents[2] / "model_cards"
 HISTORY = "history.json"
 NOT_TRAINING = (  # arguments that have no part in what is learnt
     "output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",

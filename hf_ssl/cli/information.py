@@ -1,0 +1,130 @@
+"""The commands that only tell something: what there is to train, what this machine is, whether a download is whole."""
+
+import argparse
+import importlib
+import json
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from ..hub import verify
+from ..hub.release import CARDS
+from ..methods import METHODS
+
+PAPER = re.compile(r"(?:(\w+(?: et al\.| and \w+)? \d{4})[,:]?\s+)?(https://arxiv\.org/abs/([\d.]+\d))")
+LIBRARIES = (
+    "hf_ssl",
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "huggingface_hub",
+    "safetensors",
+)
+EXTRAS = ("soundfile", "numba", "torchcodec", "lightly", "open_clip_torch", "gensim")
+
+
+def list_command(arguments):
+    """Print methods with their presets: parameters, what they are for, and what recorded runs of them have shown."""
+    parser = argparse.ArgumentParser(prog="hf-ssl list", description=list_command.__doc__)
+    parser.add_argument("methods", nargs="*", choices=[[], *METHODS], metavar="METHOD", help="None: all.")
+    for name in parser.parse_args(arguments).methods or METHODS:
+        print(describe_method(name))
+
+
+def describe_method(name):
+    """Its paper, its presets with their parameters and purposes, and the proof of the default one."""
+    title = importlib.import_module(f"hf_ssl.methods.{name}").__doc__.splitlines()[0]
+    lines = [f"{name}: {title}", f"  {'; '.join(papers(name))}"]
+    presets = importlib.import_module(f"hf_ssl.scripts.pretrain_{name}").PRESETS
+    for number, (preset, recipe) in enumerate(presets.items()):
+        proof = proof_of(name) if number == 0 else None
+        count = parameters(METHODS[name], recipe)
+        size = f"{count / 1e6:.1f} M" if count > 1e5 else "by words"
+        lines.append(f"  {preset:14} {size:>9}   {recipe.purpose}; {proof or 'unproven'}")
+    return "\n".join(lines) + "\n"
+
+
+def papers(name):
+    """Author, year and address of each paper that the method's docstring names."""
+    found = PAPER.findall(importlib.import_module(f"hf_ssl.methods.{name}").__doc__)
+    return [f"{label}, {address}" if label else address for label, address, _ in found]
+
+
+def parameters(model_class, preset):
+    """How many parameters a preset trains, its vocabulary counted as it asks for one; nothing is allocated."""
+    config = model_class.config_class(**preset.config)
+    if words := preset.training.get("vocab_size"):
+        getattr(config.backbone_config, "text_config", config.backbone_config).vocab_size = words
+    with torch.device("meta"):
+        return sum(p.numel() for p in model_class(config).parameters() if p.requires_grad)
+
+
+def recorded(name):
+    """What `update_readme.py` has recorded of the default runs, {} if nothing."""
+    file = CARDS / "results" / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def proof_of(name):
+    """The default runs of all recorded seeds in words, None without one."""
+    runs = recorded(name).get("runs", [])
+    if not runs:
+        return None
+    columns = [c for c in runs[0]["results"]["pretrained"] if c in runs[0]["results"].get("random_initialisation", {})]
+    shown = []
+    for column in columns[:2]:
+        before, after = (
+            " / ".join(f"{run['results'][row][column]:.1f}" for run in runs)
+            for row in ("random_initialisation", "pretrained")
+        )
+        shown.append(f"{column.replace('_', ' ')} {before} -> {after}")
+    return f"seeds {', '.join(str(run['seed']) for run in runs)}: {'; '.join(shown)}"
+
+
+def env_command(arguments):
+    """Print versions, devices, precision and threads: what a bug report needs."""
+    argparse.ArgumentParser(prog="hf-ssl env", description=env_command.__doc__).parse_args(arguments)
+    print("\n".join(f"{name:16} {value}" for name, value in environment().items()))
+
+
+def environment():
+    found = {"platform": platform.platform(), "python": platform.python_version()}
+    for name in (*LIBRARIES, *EXTRAS):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        found["devices"] = "cpu"
+    else:
+        module = torch.get_device_module(accelerator)
+        names = [module.get_device_name(i) for i in range(torch.accelerator.device_count())]
+        found["devices"] = f"{len(names)} x {accelerator.type}: {', '.join(dict.fromkeys(names))}"
+        found["runtime"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    found["threads"] = f"{torch.get_num_threads()} of torch"
+    found["cpu"] = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    found["bfloat16"] = {True: "yes", False: "slow", None: "not known"}[_has_bfloat16(accelerator)]
+    return found
+
+
+def _has_bfloat16(accelerator):
+    """Whether products in bfloat16 are made by hardware."""
+    if accelerator is not None:
+        return torch.cuda.is_bf16_supported(including_emulation=False) if accelerator.type == "cuda" else None
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # of x86; torch has no public name for it
+    return supported() if supported else None
+
+
+def verify_command(arguments):
+    """Download a repository if it is not in the cache, and compare each file with the Hub's record of its hash."""
+    parser = argparse.ArgumentParser(prog="hf-ssl verify", description=verify_command.__doc__)
+    parser.add_argument("repo_id", help="org/name.")
+    parser.add_argument("--revision", help="Branch, tag or commit.")
+    args = parser.parse_args(arguments)
+    files = verify(args.repo_id, args.revision)
+    print(f"{args.repo_id} is whole: {len(files)} files are what the Hub says they are.")

@@ -1,0 +1,97 @@
+"""From a recipe and the command line to a release: what each pretraining script ends in."""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from ..data import image_processor
+from ..data.words import word_tokenizer
+from ..errors import InputError
+from ..hub import check_run, finish_run, push_save
+from ..training import train
+from ..training.arguments import PairArguments, WordArguments
+from ..training.word_loop import train_words
+from .images import image_data, view_size
+from .pairs import choose_towers, load_towers, pair_data, pair_decoder, pair_processor, pair_tokenizer, report_cut
+from .parse import build_model, parse_arguments
+from .text import word_corpus
+
+
+class Preset(NamedTuple):
+    """One recipe of a script: values of the method's config, values of its TrainingArguments, and what it is for."""
+
+    config: dict
+    training: dict
+    purpose: str
+
+
+def pretrain_images(model_class, presets, arguments_class, description, view, *, normalize=True, pictures=None):
+    """The whole of a script whose method sees images alone.
+
+    view: (args, size, processor) to the augmentation. normalize: else pixels stay in [0, 1]. pictures: {name: function of
+    (model, rows, decoder, processor, path)}, drawn for the card.
+    """
+    config, args = parse_arguments(model_class, presets, arguments_class, description)
+    size, channels = view_size(config, args), config.backbone_config.num_channels
+    processor = image_processor(size, channels, normalize)
+    rows, decoder = image_data(args, channels, view(args, size, processor))
+    count_samples(model_class, config, rows)
+    model = build_model(model_class, config, args)
+    pretrain(model, rows, decoder, args, processor, pictures=pictures)
+
+
+def pretrain_pairs(model_class, presets, description):
+    """The whole of a script whose method sees images with captions."""
+    config, args = parse_arguments(model_class, presets, PairArguments, description)
+    choose_towers(config, args)
+    rows, *columns = pair_data(args)
+    tokenizer = pair_tokenizer(config, args, rows, columns[1:])
+    processor = pair_processor(config, args, tokenizer)
+    decoder = pair_decoder(config, args, columns, processor)
+    model = build_model(model_class, config, args)
+    load_towers(model)
+    model.micro_batch_size = args.micro_batch_size
+    check_run(model, args)
+    run = train(model, rows, decoder, args, tokenizer, on_save=partial(push_save, processor))
+    report_cut(decoder)
+    finish_run(run, processor)
+
+
+def pretrain_words(model_class, presets, description):
+    """The whole of a script that trains word vectors, by their own loop."""
+    config, args = parse_arguments(model_class, presets, WordArguments, description)
+    if args.backbone not in presets:
+        raise InputError(f"backbone '{args.backbone}' is unknown: word2vec begins anew, by one of {list(presets)}.")
+    corpus = word_corpus(args, config.min_count)
+    config.backbone_config.vocab_size = len(corpus.words) + 1
+    torch.manual_seed(args.seed)
+    model = model_class(config)
+    model.counts.copy_(corpus.counts)
+    tokenizer = word_tokenizer(corpus.words, args.text_is_prepared)
+    check_run(model, args)
+    finish_run(train_words(model, corpus, args, on_save=partial(push_save, tokenizer)), tokenizer)
+
+
+def pretrain(model, data, decoder, args, processor, tokenizer=None, pictures=None):
+    """Check what can be checked, train, evaluate, leave the release, publish it if asked to. Called by every process."""
+    check_run(model, args)
+    run = train(model, data, decoder, args, tokenizer, on_save=partial(push_save, processor))
+    drawn = {name: partial(draw, run.model, data, decoder, processor) for name, draw in (pictures or {}).items()}
+    finish_run(run, processor, drawn)
+
+
+def count_samples(model_class, config, rows):
+    """Tell a method that remembers each sample how many there are."""
+    if not model_class.uses_sample_indices:
+        return
+    if not hasattr(rows, "__len__"):
+        raise InputError(
+            f"{model_class.__name__} remembers each sample by its row, which a stream does not number: leave out --streaming."
+        )
+    if config.num_samples not in (0, len(rows)):
+        raise InputError(f"num_samples={config.num_samples} does not fit the data, which have {len(rows)} rows.")
+    config.num_samples = len(rows)
+
+
+__all__ = ["Preset", "count_samples", "pretrain", "pretrain_images", "pretrain_pairs", "pretrain_words"]
