@@ -19,8 +19,7 @@ if it is as large as a run. What is left over of the groups of an epoch, or of a
 
 import signal
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
 from typing import Protocol
 
 import datasets
@@ -30,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ..methods._random import seed_from
 from .loading import DataError
+from .stream import Stream
 
 ATTEMPTS = 10  # rows tried in a row before the data is taken to be undecodable as a whole
 
@@ -289,10 +289,9 @@ class _StreamBatches(IterableDataset):
         info = get_worker_info()
         # the DataLoader asks its workers in turn, from 0: worker 0 goes on for the one whose turn it was
         worker = ((info.id if info else 0) + self.next_worker) % self.workers
-        stream = _Stream(
-            self.data, self.seed, self.process * self.workers + worker, self.processes * self.workers,
-            self.buffer_size, self.group_column, self.run_length,
-        )  # fmt: skip
+        reader, readers = self.process * self.workers + worker, self.processes * self.workers
+        shard_order, block_order = self._shard_order, partial(self._block_order, reader)
+        stream = Stream(self.data, reader, readers, self.buffer_size, shard_order, block_order)
         rows = stream.rows(self.positions[worker])
         while True:
             items, seeds, skipped, in_a_row = [], [], Skipped(), 0
@@ -323,76 +322,12 @@ class _StreamBatches(IterableDataset):
             tensors = self.decoder.collate(items, torch.tensor(seeds))
             yield Batch(tensors, skipped, epoch, worker, stream.position())
 
+    def _shard_order(self, epoch):
+        return _permutation(self.data.num_shards, self.seed, epoch).tolist()
 
-class _Stream:
-    """One of `count` equal parts of a stream, in shuffled order, for ever."""
-
-    def __init__(self, data, seed, index, count, buffer_size, group_column=None, run_length=1):
-        self.group_column, self.run_length = group_column, run_length
-        self.seed, self.index, self.count, self.buffer_size = seed, index, count, buffer_size
-        shards = data.num_shards
-        self.shards = [data.shard(shards, shard) if shards > 1 else data for shard in range(shards)]
-        # fewer shards than readers: each shard is read by several readers, which keep every n-th row
-        self.parts = -(-count // shards)
-        self.epoch = self.unit = self.row = 0  # where the reader stands
-        self.shard = self.saved_shard = None
-        self.block = {"block_start": None, "block_number": 0, "emitted": 0}
-
-    def position(self):
-        return dict(self.block)
-
-    def rows(self, position=None):
-        """((epoch, shard, row number), row) from `position` on."""
-        self.block = position or self.block
-        self._restore(self.block["block_start"])
-        return self._shuffled(self.block["block_number"], self.block["emitted"])
-
-    def _shuffled(self, number, skip):
-        source = self._in_stored_order()
-        start = self._state()
-        block = list(islice(source, self.buffer_size))
-        while block:
-            next_start, next_block = self._state(), []
-            generator = torch.Generator().manual_seed(seed_from(self.seed, self.index, number))
-            order = torch.randperm(len(block), generator=generator)
-            if self.group_column is not None:
-                order = _in_runs(order, [row[self.group_column] for _, row in block], self.run_length)
-            for emitted, at in enumerate(order.tolist(), start=1):
-                next_block.append(next(source))  # one in, one out: reading is spread evenly
-                row, block[at] = block[at], None
-                self.block = {"block_start": start, "block_number": number, "emitted": emitted}
-                if emitted > skip:
-                    yield row
-            block, start, number, skip = next_block, next_start, number + 1, 0
-
-    def _in_stored_order(self):
-        found = self.row + self.unit + self.epoch > 0  # taken up in the middle
-        while True:
-            units = self._units()
-            while self.unit < len(units):
-                shard, part = units[self.unit]
-                self.shard = self.shards[shard]
-                self.shard.load_state_dict(self.saved_shard)
-                self.saved_shard = None
-                for rows in self.shard.iter(batch_size=1):  # plain iteration would deal shards out to workers again
-                    number, self.row = self.row, self.row + 1
-                    if number % self.parts == part:
-                        found = True
-                        yield (self.epoch, shard, number), {name: column[0] for name, column in rows.items()}
-                self.unit, self.row = self.unit + 1, 0
-            if not found:
-                return
-            self.epoch, self.unit = self.epoch + 1, 0
-
-    def _units(self):
-        """The (shard, part) pairs that this reader goes through in this epoch."""
-        order = _permutation(len(self.shards), self.seed, self.epoch).tolist()
-        return [(shard, part) for shard in order for part in range(self.parts)][self.index :: self.count]
-
-    def _state(self):
-        shard = self.shard.state_dict() if self.shard is not None and self.row else None
-        return {"epoch": self.epoch, "unit": self.unit, "row": self.row, "shard": shard}
-
-    def _restore(self, state):
-        if state is not None:
-            self.epoch, self.unit, self.row, self.saved_shard = (state[k] for k in ("epoch", "unit", "row", "shard"))
+    def _block_order(self, reader, number, rows):
+        generator = torch.Generator().manual_seed(seed_from(self.seed, reader, number))
+        order = torch.randperm(len(rows), generator=generator)
+        if self.group_column is not None:
+            order = _in_runs(order, [row[self.group_column] for row in rows], self.run_length)
+        return order.tolist()

@@ -1,0 +1,77 @@
+"""A stream read in blocks of rows, at a position that is a few integers and can be taken up again."""
+
+from itertools import islice
+
+
+class Stream:
+    """One of `count` equal parts of a stream, the `index`-th, for ever.
+
+    shard_order: of an epoch's number, the numbers of the shards in the order in which they are read. block_order: of a
+    block's number and rows, the places of its rows in the order in which they come out.
+    """
+
+    def __init__(self, data, index, count, buffer_size, shard_order, block_order):
+        self.index, self.count, self.buffer_size = index, count, buffer_size
+        self.shard_order, self.block_order = shard_order, block_order
+        shards = data.num_shards
+        self.shards = [data.shard(shards, shard) if shards > 1 else data for shard in range(shards)]
+        # fewer shards than readers: each shard is read by several readers, which keep every n-th row
+        self.parts = -(-count // shards)
+        self.epoch = self.unit = self.row = 0  # where the reader stands
+        self.shard = self.saved_shard = None
+        self.block = {"block_start": None, "block_number": 0, "emitted": 0}
+
+    def position(self):
+        return dict(self.block)
+
+    def rows(self, position=None):
+        """((epoch, shard, row number), row) from `position` on."""
+        self.block = position or self.block
+        self._restore(self.block["block_start"])
+        return self._shuffled(self.block["block_number"], self.block["emitted"])
+
+    def _shuffled(self, number, skip):
+        source = self._in_stored_order()
+        start = self._state()
+        block = list(islice(source, self.buffer_size))
+        while block:
+            next_start, next_block = self._state(), []
+            for emitted, at in enumerate(self.block_order(number, [row for _, row in block]), start=1):
+                next_block.append(next(source))  # one in, one out: reading is spread evenly
+                row, block[at] = block[at], None
+                self.block = {"block_start": start, "block_number": number, "emitted": emitted}
+                if emitted > skip:
+                    yield row
+            block, start, number, skip = next_block, next_start, number + 1, 0
+
+    def _in_stored_order(self):
+        found = self.row + self.unit + self.epoch > 0  # taken up in the middle
+        while True:
+            units = self._units()
+            while self.unit < len(units):
+                shard, part = units[self.unit]
+                self.shard = self.shards[shard]
+                self.shard.load_state_dict(self.saved_shard)
+                self.saved_shard = None
+                for rows in self.shard.iter(batch_size=1):  # plain iteration would deal shards out to workers again
+                    number, self.row = self.row, self.row + 1
+                    if number % self.parts == part:
+                        found = True
+                        yield (self.epoch, shard, number), {name: column[0] for name, column in rows.items()}
+                self.unit, self.row = self.unit + 1, 0
+            if not found:
+                return
+            self.epoch, self.unit = self.epoch + 1, 0
+
+    def _units(self):
+        """The (shard, part) pairs that this reader goes through in this epoch."""
+        order = self.shard_order(self.epoch)
+        return [(shard, part) for shard in order for part in range(self.parts)][self.index :: self.count]
+
+    def _state(self):
+        shard = self.shard.state_dict() if self.shard is not None and self.row else None
+        return {"epoch": self.epoch, "unit": self.unit, "row": self.row, "shard": shard}
+
+    def _restore(self, state):
+        if state is not None:
+            self.epoch, self.unit, self.row, self.saved_shard = (state[k] for k in ("epoch", "unit", "row", "shard"))
