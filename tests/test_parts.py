@@ -1,18 +1,26 @@
 """The parts that methods are made of."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from methods.tester import TINY_RESNET, TINY_VIT
 from processes import launch
 from torch import nn
+from torch.nn.functional import softplus
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 import hf_ssl.methods._random as random_numbers
-from hf_ssl.methods._backbone import build_backbone
+from hf_ssl import SSLTwoHalvesConfig, SSLTwoHalvesModel
+from hf_ssl.methods._backbone import build_backbone, check_backbone, native_copy
 from hf_ssl.methods._base import SSLConfig, SSLModel, SSLOutput
 from hf_ssl.methods._batch_norm import GlobalBatchNorm
+from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
 
@@ -123,3 +131,118 @@ class TestOverProcesses:
         for place, row in ((5, 2), (2, 4), (0, 6), (7, 7)):
             expected[place] = 2 * row, 2 * row + 1
         np.testing.assert_array_equal(alone["bank"], expected)
+
+
+class TestTwoPlayers:
+    """A discriminator with batch norm, in training mode, against a generator."""
+
+    def players(self):
+        torch.manual_seed(0)
+        generator = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+        discriminator = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+        return generator, discriminator, torch.randn(16, 3), torch.randn(16, 4)
+
+    def test_one_backward_pass_gives_the_gradients_of_two_optimizers(self):
+        generator, discriminator, noise, real = self.players()
+        fake = generator(noise)
+        tells = softplus(-discriminator(real)).mean() + softplus(discriminator(fake.detach())).mean()
+        fools = softplus(-discriminator(fake)).mean()
+        expected = [
+            *torch.autograd.grad(fools, [*generator.parameters()], retain_graph=True),
+            *torch.autograd.grad(tells, [*discriminator.parameters()]),
+        ]
+        generator, discriminator, noise, real = self.players()
+        fake = generator(noise)
+        tells = softplus(-discriminator(real)).mean() + softplus(discriminator(fake.detach())).mean()
+        fools = softplus(-with_detached_weights(discriminator, fake)).mean()
+        (tells + fools).backward()
+        found = [p.grad for p in (*generator.parameters(), *discriminator.parameters())]
+        assert len(found) == len(expected) == 12 and all(map(torch.equal, found, expected))
+
+    def test_running_statistics_move_as_in_any_call(self):
+        _, discriminator, _, real = self.players()
+        _, other, _, _ = self.players()
+        assert torch.equal(with_detached_weights(discriminator, real), other(real))
+        assert all(map(torch.equal, discriminator.buffers(), other.buffers()))
+        assert discriminator[1].num_batches_tracked == 1
+        assert all(p.requires_grad for p in discriminator.parameters())
+
+
+WITHOUT_HF_SSL = """
+import sys, torch
+sys.modules["hf_ssl"] = None
+from transformers import AutoModel
+folder, again = sys.argv[1:]
+expected = torch.load(folder + "/expected.pt")
+for source in (folder, again):
+    model, report = AutoModel.from_pretrained(source, trust_remote_code=True, output_loading_info=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert not any(report.values()), report
+    features = model(expected["pixels"]).pooler_output
+    torch.testing.assert_close(features, expected["features"], rtol=0, atol=1e-6)
+    model.save_pretrained(again)
+"""
+
+
+class TestTwoHalves:
+    SMALL = TINY_RESNET | {"model_type": "ssl_resnet"}
+
+    @torch.no_grad()
+    def model(self, first=TINY_VIT, second=SMALL):
+        torch.manual_seed(0)
+        config = SSLTwoHalvesConfig(
+            first_config=first | {"num_channels": 1}, second_config=second | {"num_channels": 2}
+        )
+        return SSLTwoHalvesModel(config).eval()
+
+    @torch.no_grad()
+    def test_features_are_those_of_the_halves_side_by_side(self):
+        model, pixels = self.model(), torch.randn(2, 3, 16, 16)
+        features = model(pixels).pooler_output
+        first, second = model.first(pixels[:, :1]).pooler_output, model.second(pixels[:, 1:]).pooler_output.flatten(1)
+        assert torch.equal(features, torch.cat([first, second], dim=1))
+        assert check_backbone(model.config) == features.shape[1] == 32 + 16
+        assert torch.equal(native_copy(model)(pixels).pooler_output, features)
+        other = pixels.clone()
+        other[:, 0] = 0  # the second half does not see it
+        changed = (model(other).pooler_output != features).all(0)
+        assert changed[:32].all() and not changed[32:].any()
+
+    def test_any_channels(self):
+        config = SSLTwoHalvesConfig(
+            num_channels=5,
+            first_channels=[3, 1],
+            second_channels=[0],
+            first_config=self.SMALL | {"num_channels": 2},
+            second_config=self.SMALL | {"num_channels": 1},
+        )
+        pixels = torch.randn(2, 5, 8, 8)
+        first, second = SSLTwoHalvesModel(config).split(pixels)
+        assert torch.equal(first, pixels[:, [3, 1]]) and torch.equal(second, pixels[:, [0]])
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"first_channels": [3]}, r"first_channels must name some of the 3 channels, counted from 0, found \[3\]"),
+            ({"second_channels": []}, r"second_channels must name some of the 3 channels, counted from 0, found \[\]"),
+            ({"first_channels": [0, 1]}, "first_config must have num_channels=2, as many as first_channels, found 1"),
+        ],
+    )
+    def test_channels_that_do_not_fit_are_refused(self, change, message):
+        with pytest.raises(StrictDataclassError, match=message):
+            SSLTwoHalvesConfig(**change)
+
+    @torch.no_grad()
+    def test_a_release_loads_with_and_without_hf_ssl(self, tmp_path):
+        model, pixels, folder = self.model(), torch.randn(2, 3, 16, 16), tmp_path / "release"
+        model.save_pretrained(folder)
+        assert sorted(path.name for path in folder.glob("*.py")) == ["_resnet.py", "_two_halves.py"]
+        torch.save({"pixels": pixels, "features": model(pixels).pooler_output}, folder / "expected.pt")
+        environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+        command = [sys.executable, "-c", WITHOUT_HF_SSL, str(folder), str(tmp_path / "again")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        for source in (folder, tmp_path / "again"):
+            loaded = AutoModel.from_pretrained(source).eval()
+            assert type(loaded) is SSLTwoHalvesModel
+            assert torch.equal(loaded(pixels).pooler_output, model(pixels).pooler_output)

@@ -11,6 +11,7 @@ from transformers import (
 from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
 from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
+from ._two_halves import SSLTwoHalvesConfig, SSLTwoHalvesModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
@@ -32,21 +33,22 @@ METHODS = {
     "word2vec": Word2VecForPreTraining,
 }
 
-for _model in METHODS.values():
-    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
-    AutoModel.register(_model.config_class, _model, exist_ok=True)
-    AutoModelForPreTraining.register(_model.config_class, _model, exist_ok=True)
+_ARCHITECTURES = (  # what they release where transformers has no such network
+    (AutoModel, CPCAudioModel),
+    (AutoModel, CPCTextModel),
+    (AutoModel, SSLResNetModel),
+    (AutoModelForImageClassification, SSLResNetForImageClassification),
+    (AutoBackbone, SSLResNetBackbone),
+    (AutoModel, SSLTwoHalvesModel),
+    (AutoModel, Word2VecModel),
+)
 
-AutoConfig.register(CPCAudioModelConfig.model_type, CPCAudioModelConfig, exist_ok=True)
-AutoModel.register(CPCAudioModelConfig, CPCAudioModel, exist_ok=True)
-AutoConfig.register(SSLResNetConfig.model_type, SSLResNetConfig, exist_ok=True)
-AutoModel.register(SSLResNetConfig, SSLResNetModel, exist_ok=True)
-AutoModelForImageClassification.register(SSLResNetConfig, SSLResNetForImageClassification, exist_ok=True)
-AutoBackbone.register(SSLResNetConfig, SSLResNetBackbone, exist_ok=True)
-AutoConfig.register(WordVectorsConfig.model_type, WordVectorsConfig, exist_ok=True)
-AutoModel.register(WordVectorsConfig, Word2VecModel, exist_ok=True)
-AutoConfig.register(CPCTextModelConfig.model_type, CPCTextModelConfig, exist_ok=True)
-AutoModel.register(CPCTextModelConfig, CPCTextModel, exist_ok=True)
+for _auto, _model in (
+    *_ARCHITECTURES,
+    *((auto, model) for model in METHODS.values() for auto in (AutoModel, AutoModelForPreTraining)),
+):
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    _auto.register(_model.config_class, _model, exist_ok=True)
 
 __all__ = [
     "METHODS",
@@ -60,6 +62,7 @@ __all__ = [
     "CPCTextConfig",
     "CPCTextForPreTraining",
     "CPCTextModel",
+    "CPCTextModelConfig",
     "MAEConfig",
     "MAEForPreTraining",
     "MoCoConfig",
@@ -69,7 +72,8 @@ __all__ = [
     "SSLResNetConfig",
     "SSLResNetForImageClassification",
     "SSLResNetModel",
-    "CPCTextModelConfig",
+    "SSLTwoHalvesConfig",
+    "SSLTwoHalvesModel",
     "SimCLRConfig",
     "SimCLRForPreTraining",
     "Word2VecConfig",

@@ -1,0 +1,99 @@
+"""An image encoder of two halves, each of which sees some of the channels: L and ab of a Lab image, for example.
+
+Split-brain autoencoders (Zhang et al. 2016, https://arxiv.org/abs/1611.09842) and contrastive multiview coding (Tian et al.
+2019, https://arxiv.org/abs/1906.05849) train the halves on each other and use both side by side. This file and `_resnet.py`,
+all that it imports of hf_ssl, are saved beside the weights, so that where hf_ssl is not installed,
+`AutoModel.from_pretrained(folder, trust_remote_code=True)` loads both.
+"""
+
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ._resnet import SSLResNetConfig, SSLResNetModel
+
+_AUTO_MAP = {"AutoConfig": "SSLTwoHalvesConfig", "AutoModel": "SSLTwoHalvesModel"}
+
+if SSLResNetConfig.model_type not in CONFIG_MAPPING:  # hf_ssl is not installed
+    AutoConfig.register(SSLResNetConfig.model_type, SSLResNetConfig)
+    AutoModel.register(SSLResNetConfig, SSLResNetModel)
+
+
+@strict
+class SSLTwoHalvesConfig(PreTrainedConfig):
+    """Defaults: two ResNet-50 for Lab images.
+
+    num_channels: of the whole image. first_channels, second_channels: what of them each half sees. first_config,
+    second_config: of image encoders with a pooler_output; num_channels of each is the number of channels it sees.
+    """
+
+    model_type = "ssl_two_halves"
+    sub_configs_defaults = {
+        "first_config": SubConfigSpec(AutoConfig, model_type="resnet", init_kwargs={"num_channels": 1}),
+        "second_config": SubConfigSpec(AutoConfig, model_type="resnet", init_kwargs={"num_channels": 2}),
+    }
+    _auto_class = "AutoConfig"  # this file is saved beside the config
+
+    first_config: dict | PreTrainedConfig | None = None
+    second_config: dict | PreTrainedConfig | None = None
+    num_channels: int = 3
+    first_channels: list[int] | tuple[int, ...] = (0,)
+    second_channels: list[int] | tuple[int, ...] = (1, 2)
+
+    def validate_channels(self):
+        for half in ("first", "second"):
+            channels, config = getattr(self, f"{half}_channels"), getattr(self, f"{half}_config")
+            if not channels or not all(0 <= channel < self.num_channels for channel in channels):
+                raise ValueError(
+                    f"{half}_channels must name some of the {self.num_channels} channels, counted from 0, "
+                    f"found {list(channels)}."
+                )
+            if getattr(config, "num_channels", None) != len(channels):
+                raise ValueError(
+                    f"{half}_config must have num_channels={len(channels)}, as many as {half}_channels, "
+                    f"found {getattr(config, 'num_channels', None)}."
+                )
+
+    @property
+    def image_size(self):
+        """Of the halves, None if they see any size."""
+        sizes = (getattr(config, "image_size", None) for config in (self.first_config, self.second_config))
+        return next((size for size in sizes if size), None)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        module = type(self).__module__.rsplit(".", 1)[-1]
+        self.auto_map = {auto_class: f"{module}.{name}" for auto_class, name in _AUTO_MAP.items()}
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class SSLTwoHalvesModel(PreTrainedModel):
+    """`pooler_output`, (N, D1 + D2), is that of the first half followed by that of the second."""
+
+    config: SSLTwoHalvesConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        dtype = torch.get_default_dtype()  # that this model is being built in
+        self.first = AutoModel.from_config(config.first_config, dtype=dtype)
+        self.second = AutoModel.from_config(config.second_config, dtype=dtype)
+        self.post_init()
+
+    def forward(self, pixel_values, **kwargs):
+        """pixel_values: (N, C, H, W)."""
+        halves = zip((self.first, self.second), self.split(pixel_values), strict=True)
+        return BaseModelOutputWithPooling(
+            pooler_output=torch.cat([half(pixels).pooler_output.flatten(1) for half, pixels in halves], dim=1)
+        )
+
+    def split(self, pixel_values):
+        """(N, C, H, W) to what the first half sees, (N, C1, H, W), and the second, (N, C2, H, W)."""
+        return pixel_values[:, list(self.config.first_channels)], pixel_values[:, list(self.config.second_channels)]
+
+
+__all__ = ["SSLTwoHalvesConfig", "SSLTwoHalvesModel"]
