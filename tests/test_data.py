@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
@@ -27,7 +28,7 @@ from hf_ssl.data import (
     image_rows,
     load_split,
 )
-from hf_ssl.data.views import color_jitter, gaussian_blur, random_crop_boxes, resized_crop
+from hf_ssl.data.views import CenterCrop, color_jitter, gaussian_blur, random_crop_boxes, resized_crop
 from hf_ssl.methods._random import fold_in, seed_from, uniform
 
 VIEW = RandomResizedCropAndFlip(16, [0.5], [0.5])
@@ -124,6 +125,53 @@ def test_resuming_a_stream_does_not_read_it_again(shards, monkeypatch):
     monkeypatch.setattr(datasets.IterableDataset, "iter", counting)  # only counts
     take(second, 1)
     assert 8 <= len(reads) <= 3 * 16
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sample_indices_are_the_numbers_of_the_rows(shards, workers):
+    """Of those that stand in for broken rows too, over the border of two epochs."""
+
+    class EveryFifthIsBroken(WithIds):
+        def decode(self, row):
+            if row["id"] % 5 == 0:
+                raise ValueError("broken on purpose")
+            return super().decode(row)
+
+    rows, column = image_rows(load_split(str(shards)))
+    batches = TrainLoader(rows, EveryFifthIsBroken(column, 3, VIEW), 16, 3, workers, sample_indices=True)
+    found = take(batches, 10)
+    for batch in found:
+        assert batch["sample_indices"].dtype == torch.int64 and torch.equal(batch["sample_indices"], batch["id"])
+    assert batches.broken > 10 and "sample_indices" not in take(loader(shards), 1)[0]
+
+
+def test_rows_in_order_are_shared_among_processes(shards):
+    """120 rows in batches of 64: a process alone reads 2 batches, each of three 1, the last of which begins again."""
+    rows, column = image_rows(load_split(str(shards)))
+    decoder = WithIds(column, 3, VIEW)
+    [whole, *parts] = [
+        list(TrainLoader(rows, decoder, 8, 3, process=i, processes=n).in_row_order(decoder, epoch=2))
+        for i, n in ((0, 1), (0, 3), (1, 3), (2, 3))
+    ]
+    ids = torch.cat([batch["id"] for batch in whole])
+    assert ids.tolist() == [row % 120 for row in range(128)]
+    assert whole[0]["sample_seeds"][7] == seed_from(3, 2, 7)
+    assert [len(part) for part in parts] == [1, 1, 1] and parts[2][0]["id"].tolist() == [8 + i for i in range(64)]
+    for batch, expected in zip(parts[0] + parts[1], whole, strict=True):
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("size", [28, 160])
+def test_the_centre_crop_is_the_processors(size):
+    """To what resizing first and cutting then, and rounding in between, do to the values."""
+    waves = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    image = (255 * F.interpolate(waves, (200, 180), mode="bilinear")[0]).byte()
+    decoder = ImageDecoder("image", 3, CenterCrop(size, [0.5] * 3, [0.5] * 3))
+    ours = decoder.view(**decoder.collate([image], torch.arange(1)))["pixel_values"]
+    processor = image_processor(size)
+    processor.image_mean = processor.image_std = [0.5] * 3
+    theirs = processor(image, return_tensors="pt", input_data_format="channels_first").pixel_values
+    assert ours.shape == theirs.shape and (ours - theirs).abs().mean() < 0.06 * theirs.std()  # a third of a pixel
 
 
 @pytest.mark.parametrize("view", [VIEW, two_views("moco_v2", solarize_probability=0.5)], ids=["one", "two"])

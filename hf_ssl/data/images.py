@@ -12,6 +12,7 @@ from transformers import ViTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from .loading import DataError, find_column, raw_column
+from .views import CenterCrop
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values")
 PIL_MODES = {1: "L", 3: "RGB"}
@@ -105,6 +106,10 @@ class ImageDecoder:
 
     def __init__(self, column, channels, view):
         self.column, self.channels, self.view = column, channels, view
+
+    def without_augmentation(self):
+        """The decoder of the same images as `image_processor` would show them."""
+        return ImageDecoder(self.column, self.channels, CenterCrop(self.view.size, self.view.mean, self.view.std))
 
     def decode(self, row):
         return decode_image(row[self.column], self.channels)

@@ -31,6 +31,7 @@ from ..methods._random import seed_from
 from .loading import DataError
 from .stream import Stream
 
+ROWS_IN_ORDER = 64  # of a batch in the order of the data
 ATTEMPTS = 10  # rows tried in a row before the data is taken to be undecodable as a whole
 
 
@@ -42,7 +43,8 @@ class RowDecoder(Protocol):
     """What a modality brings: `decode` one row, `collate` decoded rows and their seeds to a dict of tensors.
 
     A row also has its `sample_seed`, which is another in each epoch. group_by, where there is one: (column, size), for runs of
-    `size` rows with one value in that column.
+    `size` rows with one value in that column. without_augmentation, where there is one: the decoder that shows the same
+    rows as evaluation sees them.
     """
 
     def decode(self, row: dict): ...
@@ -88,12 +90,15 @@ class TrainLoader:
     """Iterate for batches without end; `state_dict()` describes the point after the last one that was handed out.
 
     data: a `datasets.Dataset` or `IterableDataset`. batch_size: rows of this process. process, processes: its rank and
-    how many there are. buffer_size: rows shuffled together in a stream.
+    how many there are. buffer_size: rows shuffled together in a stream. sample_indices: whether batches also have these,
+    (N,) int64: the number in the data of the row that each sample was made of, a stand-in's if it stands for a broken
+    one. A stream's rows have no numbers.
     """
 
     def __init__(
-        self, data, decoder: RowDecoder, batch_size, seed, num_workers=0, buffer_size=1000, process=0, processes=1
-    ):
+        self, data, decoder: RowDecoder, batch_size, seed, num_workers=0, buffer_size=1000, process=0, processes=1,
+        sample_indices=False,
+    ):  # fmt: skip
         self.streaming = isinstance(data, datasets.IterableDataset)
         self.data, self.decoder, self.batch_size, self.seed = data, decoder, batch_size, seed
         self.group_column, self.run_length = getattr(decoder, "group_by", None) or (None, 1)
@@ -101,7 +106,8 @@ class TrainLoader:
             raise DataError(
                 f"The data have {len(data)} rows, fewer than the {self.run_length} of one '{self.group_column}' in a run."
             )
-        self.num_workers = num_workers
+        self.epoch_length = None if self.streaming else len(data) // self.run_length * self.run_length  # rows
+        self.num_workers, self.sample_indices = num_workers, sample_indices
         self.buffer_size = -(-max(buffer_size, 1) // self.run_length) * self.run_length  # whole runs
         self.process, self.processes = process, processes
         self.rows_seen = 0  # by all processes together
@@ -113,23 +119,12 @@ class TrainLoader:
         self.positions: list[dict | None] = [None] * self.workers
 
     def __iter__(self):
-        pin = torch.cuda.is_available()
         if self.streaming:
-            stream = _StreamBatches(self)
-            loader = DataLoader(
-                stream, None, num_workers=self.num_workers, pin_memory=pin, worker_init_fn=_outlive_sigterm
-            )
+            batches = self._read(_StreamBatches(self))
         else:
-            rows = _MapBatches(self)
             sampler = _positions(self.rows_seen, self.batch_size, self.process, self.processes)
-            # one "sample" of the DataLoader is a whole batch, so that a worker sees its rows together
-            loader = DataLoader(
-                rows, None, sampler=_Endless(sampler), num_workers=self.num_workers, pin_memory=pin,
-                worker_init_fn=_outlive_sigterm,
-            )  # fmt: skip
-        for batch in loader:
-            if batch.error:
-                raise DataError(batch.error)
+            batches = self._read(_ShuffledRows(self), _Endless(sampler))
+        for batch in batches:
             self.rows_seen += self.batch_size * self.processes
             self.broken, self.unfit = self.broken + batch.skipped.broken, self.unfit + batch.skipped.unfit
             self.reasons |= batch.skipped.reasons
@@ -137,6 +132,34 @@ class TrainLoader:
             if self.streaming:
                 self.positions[batch.worker] = batch.position
                 self.next_worker = (batch.worker + 1) % self.workers
+            yield batch.tensors
+
+    def _read(self, source, sampler=None):
+        """Each "sample" of the DataLoader is a whole batch, so that a worker sees its rows together."""
+        for batch in DataLoader(
+            source, None, sampler=sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlive_sigterm,
+        ):  # fmt: skip
+            if batch.error:
+                raise DataError(batch.error)
+            yield batch
+
+    def epoch_begun_by(self, rows):
+        """The epoch that has its first row among the next `rows` rows of all processes, the last if there are several;
+        None if they only go on with one. It follows from the position alone, so it is the same in a run that is taken up."""
+        before, after = ((self.rows_seen + more - 1) // self.epoch_length for more in (0, rows))
+        return after if after > before else None
+
+    def in_row_order(self, decoder, epoch):
+        """This process's share of all rows once, in the order of the data, as batches of `decoder` with `epoch`'s seeds.
+
+        The first process has the first rows. Shares are equally long: those that are missing at the end begin again at
+        row 0. Neither do batches depend on how many processes there are, nor, so, do a row's features in their last bit.
+        """
+        share = -(-len(self.data) // (ROWS_IN_ORDER * self.processes)) * ROWS_IN_ORDER
+        starts = range(self.process * share, (self.process + 1) * share, ROWS_IN_ORDER)
+        sampler = [[(epoch, row % len(self.data)) for row in range(s, s + ROWS_IN_ORDER)] for s in starts]
+        for batch in self._read(_Rows(self.data, decoder, self.seed, self.group_column), sampler):
             yield batch.tensors
 
     def state_dict(self):
@@ -221,23 +244,15 @@ def _in_runs(order, groups, size):
     return torch.from_numpy(runs[order[order < len(runs)]].reshape(-1))
 
 
-class _MapBatches(Dataset):
-    """Batch number -> the rows at these positions of the endless order."""
+class _Rows(Dataset):
+    """(epoch, row) of each sample -> their batch."""
 
-    def __init__(self, loader: TrainLoader):
-        self.data, self.decoder, self.seed, self.run_length = (
-            loader.data,
-            loader.decoder,
-            loader.seed,
-            loader.run_length,
-        )
-        self.groups = None if loader.group_column is None else np.asarray(loader.data[loader.group_column][:])
-        self.length = len(loader.data) // loader.run_length * loader.run_length  # of an epoch
-        self.orders = {}
+    def __init__(self, data, decoder, seed, group_column=None, sample_indices=False):
+        self.data, self.decoder, self.seed, self.sample_indices = data, decoder, seed, sample_indices
+        self.groups = None if group_column is None else np.asarray(data[group_column][:])
 
-    def __getitem__(self, positions):
-        keys = [(epoch, int(self._order(epoch)[i])) for epoch, i in (divmod(p, self.length) for p in positions)]
-        items, seeds, skipped = [], [], Skipped()
+    def __getitem__(self, keys):
+        items, rows, seeds, skipped = [], [], [], Skipped()
         columns = self.data[[row for _, row in keys]]
         for i, (epoch, row) in enumerate(keys):
             value = {name: column[i] for name, column in columns.items()}
@@ -253,9 +268,34 @@ class _MapBatches(Dataset):
             else:
                 told = f"{ATTEMPTS + 1} rows of the data in a row could not be decoded"
                 return Batch(error=f"{told}, the last because: {reason}.")
+            rows.append(row)
             seeds.append(seed)
         tensors = self.decoder.collate(items, torch.tensor(seeds))
+        if self.sample_indices:
+            tensors["sample_indices"] = torch.tensor(rows)
         return Batch(tensors, skipped, keys[0][0])
+
+    def _stand_in(self, epoch, row, attempt):
+        """Another row, the same at every try of this run; of the same group, unless half of the attempts were in vain."""
+        draw = seed_from(self.seed, epoch, row, attempt)
+        if self.groups is None or attempt >= ATTEMPTS // 2:
+            return draw % len(self.data)
+        group = np.flatnonzero(self.groups == self.groups[row])
+        return int(group[draw % len(group)])
+
+
+class _ShuffledRows(_Rows):
+    """Positions in the endless order -> the batch of the rows there."""
+
+    def __init__(self, loader: TrainLoader):
+        super().__init__(loader.data, loader.decoder, loader.seed, loader.group_column, loader.sample_indices)
+        self.run_length, self.length = loader.run_length, loader.epoch_length
+        self.orders = {}
+
+    def __getitem__(self, positions):
+        return super().__getitem__(
+            [(epoch, int(self._order(epoch)[i])) for epoch, i in (divmod(p, self.length) for p in positions)]
+        )
 
     def _order(self, epoch):
         order = _permutation(len(self.data), self.seed, epoch)
@@ -265,14 +305,6 @@ class _MapBatches(Dataset):
             self.orders = {e: known for e, known in self.orders.items() if e == epoch - 1}  # a batch may lie in both
             self.orders[epoch] = _in_runs(order, self.groups, self.run_length)
         return self.orders[epoch]
-
-    def _stand_in(self, epoch, row, attempt):
-        """Another row, the same at every try of this run; of the same group, unless half of the attempts were in vain."""
-        draw = seed_from(self.seed, epoch, row, attempt)
-        if self.groups is None or attempt >= ATTEMPTS // 2:
-            return draw % len(self.data)
-        group = np.flatnonzero(self.groups == self.groups[row])
-        return int(group[draw % len(group)])
 
 
 class _StreamBatches(IterableDataset):

@@ -4,14 +4,13 @@ import datasets
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..methods._random import fold_in, uniform
+from ..methods._random import CAPTION_STREAM, fold_in, uniform
 from .images import ImageDecoder, image_rows
 from .loader import Unfit
 from .loading import DataError, find_column
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "txt", "sentences", "sentence", "raw", "alt_text", "title", "json")
 TAG_COLUMNS = ("tags", "keywords")
-CAPTION_STREAM = 111  # separates the draw of a caption from the view's
 MOST_TAGS = 3  # behind a caption
 
 
@@ -78,6 +77,10 @@ class PairDecoder:
         self.text_column, self.tags_column = text_column, tags_column
         self.tokenizer, self.max_seq_length = tokenizer, max_seq_length
         self.cut = self.seen = 0  # captions of this process
+
+    def without_augmentation(self):
+        """The decoder of the images alone, which is what `embed` takes."""
+        return self.images.without_augmentation()
 
     def decode(self, row):
         found = captions(row[self.text_column])

@@ -11,10 +11,19 @@ from functools import lru_cache, partial, wraps
 import torch
 from torch.amp import is_autocast_available
 
-from ..methods._random import fold_in, uniform
+from ..methods._random import (
+    BLUR_STREAM,
+    CROP_STREAM,
+    FLIP_STREAM,
+    GREY_STREAM,
+    JITTER_STREAM,
+    SOLARIZE_STREAM,
+    VIEW_STREAM,
+    fold_in,
+    uniform,
+)
 
-CROP_STREAM, FLIP_STREAM, JITTER_STREAM, GREY_STREAM, BLUR_STREAM, SOLARIZE_STREAM = range(101, 107)
-VIEW_STREAM = 201  # of the first of two views, the second has the next
+LEAST_CENTER_CROP = 128  # pixels: smaller images are evaluated whole
 ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 BLUR_SIGMA = (0.1, 2.0)  # pixels
@@ -243,6 +252,14 @@ def solarize(pixels):
     return torch.minimum(pixels, 1 - pixels)
 
 
+def _one_view(view, images, sample_seeds, boxes, flip):
+    """The batch of a `view` that only crops and flips: images (N, 1, C, H, W), boxes (N, 1, 4) or None, flip (N,)."""
+    boxes = None if boxes is None else boxes[:, 0]
+    pixels = _crop_and_flip(images[:, 0], boxes, view.size, flip, view.interpolation)
+    mean, std = _constants(tuple(view.mean), tuple(view.std), pixels.device)
+    return {"pixel_values": pixels.sub_(mean).div_(std), "sample_seeds": sample_seeds}
+
+
 @dataclass
 class RandomResizedCropAndFlip:
     """MAE's whole augmentation (its appendix A.1): a random crop, resized with bicubic interpolation, and a flip.
@@ -265,11 +282,8 @@ class RandomResizedCropAndFlip:
 
     def __call__(self, images, sample_seeds, boxes=None):
         """uint8 images (N, 1, C, H, W) and their boxes (N, 1, 4), None for crops, to the model's batch."""
-        boxes = None if boxes is None else boxes[:, 0]
         flip = uniform(fold_in(sample_seeds, FLIP_STREAM), 1)[:, 0] < 0.5
-        pixels = _crop_and_flip(images[:, 0], boxes, self.size, flip, self.interpolation)
-        mean, std = _constants(tuple(self.mean), tuple(self.std), pixels.device)
-        return {"pixel_values": pixels.sub_(mean).div_(std), "sample_seeds": sample_seeds}
+        return _one_view(self, images, sample_seeds, boxes, flip)
 
 
 @dataclass
@@ -292,11 +306,34 @@ class RandomSquareCrop:
 
     def __call__(self, images, sample_seeds, boxes=None):
         """uint8 images (N, 1, C, H, W) and their boxes (N, 1, 4), None for crops, to the model's batch."""
-        boxes = None if boxes is None else boxes[:, 0]
         stays = torch.zeros_like(sample_seeds, dtype=torch.bool)
-        pixels = _crop_and_flip(images[:, 0], boxes, self.size, stays, self.interpolation)
-        mean, std = _constants(tuple(self.mean), tuple(self.std), pixels.device)
-        return {"pixel_values": pixels.sub_(mean).div_(std), "sample_seeds": sample_seeds}
+        return _one_view(self, images, sample_seeds, boxes, stays)
+
+
+@dataclass
+class CenterCrop:
+    """The evaluation transform (`hf_ssl.data.images.image_processor`), nothing drawn: the centre of an image, of which 224 of
+    256 parts are kept a side; below 128 pixels the whole image, resized.
+
+    size, mean, std: as above.
+    """
+
+    size: int
+    mean: list[float]
+    std: list[float]
+    interpolation = "bicubic"
+
+    def boxes(self, sample_seeds, heights, widths):
+        """(N, 1, 4): the same crop of an image in every epoch."""
+        if self.size < LEAST_CENTER_CROP:
+            return torch.stack([torch.zeros_like(heights), torch.zeros_like(widths), heights, widths], dim=1)[:, None]
+        side = (torch.minimum(heights, widths) * (224 / 256)).round().long()
+        return torch.stack([(heights - side) // 2, (widths - side) // 2, side, side], dim=1)[:, None]
+
+    def __call__(self, images, sample_seeds, boxes=None):
+        """uint8 images (N, 1, C, H, W) and their boxes (N, 1, 4), None for crops, to the model's batch."""
+        stays = torch.zeros_like(sample_seeds, dtype=torch.bool)
+        return _one_view(self, images, sample_seeds, boxes, stays)
 
 
 @dataclass

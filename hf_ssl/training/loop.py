@@ -1,5 +1,6 @@
 """The one training loop: bare Accelerate, one function, from top to bottom."""
 
+import inspect
 import logging
 import math
 import signal
@@ -19,6 +20,7 @@ from ..data.loading import DataError
 from ..errors import InputError
 from ..methods._backbone import checkpoint_activations
 from ..methods._base import SSLModel
+from ..methods._distributed import gather
 from ..methods._random import seed_from
 from .arguments import TrainingArguments
 from .checkpoints import (
@@ -53,6 +55,9 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     data: a `datasets.Dataset` or `IterableDataset`. decoder: what turns its rows to batches (`hf_ssl.data.loader`), its
     `view` what turns those to `forward`'s arguments on the device. tokenizer: of text, kept beside the checkpoints.
     on_save: called on the main process with the run so far after each checkpoint but the last (`hf_ssl.hub.push_save`).
+    A model's `before_epoch` is called before the first step that takes a row of an epoch, with the number of that epoch:
+    where batches span the border of two, the last rows of the one come after it. A step that begins several epochs calls
+    it for the last. A run that is taken up calls it if it stops right before such a step, and not in the middle.
     SIGTERM saves a checkpoint and ends the program with exit code 143.
     """
     if args.cpu_threads:
@@ -69,6 +74,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     total_batch = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     max_steps = _count_steps(args, data, total_batch)
     learning_rate = args.learning_rate * total_batch / REFERENCE_BATCH
+    _check_rows(accelerator, model, data)
     try:
         model.check_batch(args.per_device_train_batch_size, accelerator.num_processes)
         if args.activation_checkpointing:
@@ -90,7 +96,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     scheduler = build_scheduler(stepped, args, max_steps)
     loader = TrainLoader(
         data, decoder, args.per_device_train_batch_size, args.seed, args.dataloader_num_workers,
-        args.shuffle_buffer_size, accelerator.process_index, accelerator.num_processes,
+        args.shuffle_buffer_size, accelerator.process_index, accelerator.num_processes, core.uses_sample_indices,
     )  # fmt: skip
 
     step, history, seconds = 0, [], 0.0
@@ -142,8 +148,12 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     )
     batches, clock, timed_from = iter(loader), time.perf_counter(), step
     while step < max_steps:
+        if hasattr(core, "before_epoch") and (epoch := loader.epoch_begun_by(total_batch)) is not None:
+            _begin_epoch(accelerator, core, loader, epoch, args.seed)
         for micro_step in range(args.gradient_accumulation_steps):
-            batch = decoder.view(**{k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()})
+            batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()}
+            indices = {"sample_indices": batch.pop("sample_indices")} if core.uses_sample_indices else {}
+            batch = decoder.view(**batch) | indices
             # all randomness inside the step follows from (seed, step, process): there is no generator state to save
             _seed(accelerator.device, seed_from(args.seed, step, micro_step, accelerator.process_index))
             with accelerator.accumulate(model):
@@ -220,6 +230,46 @@ def begin_run(accelerator, model, data, args, unit="samples"):
         return checkpoint, {}
     parameters = sum(p.numel() for p in model.parameters())
     return checkpoint, describe_run(accelerator, args.dataset_name, data, parameters, unit)
+
+
+def _check_rows(accelerator, model, data):
+    """Refuse data, and ways to train, that a method which knows all rows cannot go with."""
+    name, num_samples = type(model).__name__, getattr(model.config, "num_samples", None)
+    once_an_epoch = hasattr(model, "before_epoch")
+    if (model.uses_sample_indices or num_samples is not None or once_an_epoch) and not hasattr(data, "__len__"):
+        raise InputError(f"{name} knows each row by its number, which a stream does not have: leave out --streaming.")
+    if num_samples is not None and num_samples != len(data):
+        raise InputError(
+            f"{name} was built for num_samples={num_samples}, but the data have {len(data)} rows: build it with as many."
+        )
+    if once_an_epoch and is_sharded(accelerator):
+        raise InputError(
+            f"{name} looks at all rows once an epoch, for which each process needs all weights: found "
+            f"{accelerator.distributed_type.value}, expected plain processes."
+        )
+
+
+def _begin_epoch(accelerator, model, loader, epoch, seed):
+    """Call a method's `before_epoch` in eval mode, without gradient; all processes then have the first one's buffers."""
+    _seed(accelerator.device, seed_from(seed, epoch, -1))  # for what it draws: alike in all processes
+    model.eval()
+    with torch.no_grad():
+        model.before_epoch(epoch, lambda: _features_of_all_rows(accelerator, model, loader, epoch))
+    model.train()
+    for buffer in model.buffers():
+        broadcast(buffer)
+
+
+def _features_of_all_rows(accelerator, model, loader, epoch):
+    """(num_rows, D) float32 of all rows in their order, on every process: `embed` of them without augmentation."""
+    decoder = loader.decoder
+    decoder = decoder.without_augmentation() if hasattr(decoder, "without_augmentation") else decoder
+    wanted, features = inspect.signature(model.embed).parameters, []
+    for batch in loader.in_row_order(decoder, epoch):
+        batch = decoder.view(**{k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()})
+        with accelerator.autocast():
+            features.append(model.embed(**{name: batch[name] for name in wanted if name in batch}).float())
+    return gather(torch.cat(features))[: len(loader.data)]
 
 
 def _count_steps(args, data, total_batch):
