@@ -35,6 +35,7 @@ class Remembers(SSLModel):
 
     config: RemembersConfig
     uses_sample_indices = True
+    learning_rate_factors = {"classifier": 0.5}
 
     def __init__(self, config):
         super().__init__(config)
@@ -137,9 +138,11 @@ def test_two_processes_remember_and_cluster_as_one(whole_run):
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_features_are_those_of_all_rows_in_their_order(shards, tmp_path):
+def test_features_are_those_of_all_rows_in_their_order(shards, tmp_path, caplog):
     """Of the weights before the step, and without augmentation."""
+    caplog.set_level("INFO", logger="hf_ssl")
     model = pretrain(shards, tmp_path, max_steps=1, learning_rate=0.0).model
+    assert "learning rate of classifier: x 0.5" in caplog.text
     rows, column = image_rows(load_split(str(shards)))
     decoder = ImageDecoder(column, 3, CenterCrop(16, [0.5], [0.5]))
     images = [decoder.decode(row) for row in rows]

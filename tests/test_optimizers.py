@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from hf_ssl.errors import InputError
 from hf_ssl.training.arguments import TrainingArguments
-from hf_ssl.training.optimizers import LARS, build_optimizer, build_scheduler
+from hf_ssl.training.optimizers import LARS, SCHEDULES, build_optimizer, build_scheduler
 
 
 def test_lars_equals_a_slow_formula():
@@ -58,3 +59,74 @@ def test_step_schedule_drops_twice_after_a_warm_up():
         scheduler.step()
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert [rates[i] for i in (59, 60, 79, 80, 99)] == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
+
+
+class _TwoPlayers(torch.nn.Module):
+    learning_rate_factors = {"discriminator": 0.1, "discriminator.head": 3.0}
+
+    def __init__(self):
+        super().__init__()
+        self.discriminator = torch.nn.ModuleDict({"body": torch.nn.Linear(4, 4), "head": torch.nn.Linear(4, 1)})
+        self.generator = torch.nn.Linear(3, 4)
+        self.discriminators = torch.nn.Linear(2, 2)  # another part, though its name begins alike
+        self.frozen = torch.nn.Linear(2, 2).requires_grad_(False)
+
+    factors = {"discriminator.body": 0.1, "discriminator.head": 3.0, "generator": 1.0, "discriminators": 1.0}
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_parts_learn_at_their_own_rates_throughout(optim, schedule):
+    model = _TwoPlayers()
+    args = TrainingArguments(optim=optim, weight_decay=0.3, lr_scheduler_type=schedule, warmup_steps=3)
+    optimizer = build_optimizer(model, 0.2, args)
+    scheduler = build_scheduler(optimizer, args, 12)
+    names = {parameter: name.rpartition(".")[0] for name, parameter in model.named_parameters()}
+    for _ in range(12):
+        highest = optimizer.param_groups[0]["lr"]
+        assert scheduler.get_last_lr()[0] == highest <= 0.2
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                assert group["lr"] == pytest.approx(model.factors[names[parameter]] * highest)
+                assert group["weight_decay"] == (0.3 if optim == "sgd" or parameter.ndim > 1 else 0.0)
+        optimizer.step()
+        scheduler.step()
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {*own} == {parameter for parameter in model.parameters() if parameter.requires_grad} and len(own) == 8
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd", "lars"])
+def test_a_factor_is_a_rate_of_its_own(optim):
+    """A step with the factor is that of an optimizer with the multiplied rate."""
+    moved = {}
+    for factors, rate in (({"": 1.0}, 0.01), ({"1": 0.1}, 0.1)):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+        model.learning_rate_factors = {prefix: factor for prefix, factor in factors.items() if prefix}
+        optimizer = build_optimizer(model, rate, TrainingArguments(optim=optim))
+        for step in range(3):
+            model(torch.eye(3) * (step + 1)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            model[0].load_state_dict({name: value * 0 + 0.5 for name, value in model[0].state_dict().items()})
+        moved[rate] = model[1].weight.detach()
+    torch.testing.assert_close(moved[0.01], moved[0.1])
+
+
+def test_a_factor_of_nothing_is_refused():
+    class Misspelt(_TwoPlayers):
+        learning_rate_factors = {"discriminator": 0.1, "frozen": 0.5}
+
+    with pytest.raises(
+        InputError,
+        match="^learning_rate_factors of Misspelt name 'frozen', .*: expected .* discriminator, discrimi.*, gen",
+    ):
+        build_optimizer(Misspelt(), 0.1, TrainingArguments())
+
+
+def test_optimizers_of_models_without_factors_are_as_their_checkpoints_know_them():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    numbers = {parameter: number for number, parameter in enumerate(model.parameters())}
+    for optim, expected in (("adamw", [[0, 2], [1, 3]]), ("lars", [[0, 2], [1, 3]]), ("sgd", [[0, 1, 2, 3]])):
+        groups = build_optimizer(model, 0.1, TrainingArguments(optim=optim)).param_groups
+        assert [[numbers[parameter] for parameter in group["params"]] for group in groups] == expected

@@ -349,6 +349,8 @@ def _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, s
         total_batch, args.per_device_train_batch_size, processes, args.gradient_accumulation_steps,
         learning_rate, args.learning_rate, total_batch, REFERENCE_BATCH, max_steps,
     )  # fmt: skip
+    for part, factor in accelerator.unwrap_model(model).learning_rate_factors.items():
+        logger.info("learning rate of %s: x %g", part, factor)
     if checkpoint is not None:
         logger.info("going on from %s at step %d", checkpoint, step)
 

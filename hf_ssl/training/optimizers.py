@@ -4,6 +4,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from ..errors import InputError
+
 OPTIMIZERS = ("adamw", "sgd", "lars")
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "polynomial", "step")  # without further arguments
 DROPS = (0.6, 0.8)  # of the run: 120 and 160 of MoCo v1's 200 epochs
@@ -12,19 +14,49 @@ DROPS = (0.6, 0.8)  # of the run: 120 and 160 of MoCo v1's 200 epochs
 def build_optimizer(model, learning_rate, args, fused=True):
     """`args.optim` over what is trained. AdamW and LARS do not decay vectors, biases and the scales of norms, nor does LARS
     adapt their rate; SGD treats all weights alike, as MoCo's does. fused: one kernel for all; not for sharded weights.
+
+    Parts named in the model's `learning_rate_factors` have groups of their own, behind the others, with their own rates; the
+    schedules multiply all rates alike.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = []
+    for factor, trained in _by_factor(model):
+        rate = learning_rate * factor
+        if args.optim == "sgd":
+            groups.append({"params": trained, "lr": rate})
+            continue
+        decayed, others = ([p for p in trained if (p.ndim > 1) == wanted] for wanted in (True, False))
+        groups.append({"params": decayed, "lr": rate, "weight_decay": args.weight_decay})
+        groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
+        if args.optim == "lars":
+            groups[-1]["adapted"] = False
     if args.optim == "sgd":
         how = {"momentum": args.momentum, "weight_decay": args.weight_decay}
-        return torch.optim.SGD(trained, learning_rate, **how, fused=fused)
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": args.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "adapted": False},
-    ]
+        return torch.optim.SGD(groups, learning_rate, **how, fused=fused)
     if args.optim == "lars":
         return LARS(groups, learning_rate, args.momentum)
     betas = (args.adam_beta1, args.adam_beta2)
     return torch.optim.AdamW(groups, learning_rate, betas, args.adam_epsilon, fused=fused)
+
+
+def _by_factor(model):
+    """[(factor, trained parameters)]: first those that no prefix names, then those of each prefix in its order, of the
+    longest one that fits. Raises InputError if a prefix names no parameter."""
+    factors = getattr(model, "learning_rate_factors", {})
+    found = {prefix: [] for prefix in ("", *factors)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            prefixes = [prefix for prefix in factors if name.startswith(f"{prefix}.") or name == prefix]
+            found[max(prefixes, key=len, default="")].append(parameter)
+    for prefix in factors:
+        if not found[prefix]:
+            known = sorted(
+                {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+            )
+            raise InputError(
+                f"learning_rate_factors of {type(model).__name__} name '{prefix}', where no weight is trained: expected names "
+                f"like {', '.join(known)}."
+            )
+    return [(factors.get(prefix, 1.0), parameters) for prefix, parameters in found.items()]
 
 
 class LARS(torch.optim.Optimizer):
