@@ -13,22 +13,26 @@ from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
 from ._two_halves import SSLTwoHalvesConfig, SSLTwoHalvesModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
+from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
+from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
+    "barlow_twins": BarlowTwinsForPreTraining,
     "bert": BERTForPreTraining,
     "clip": CLIPForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
+    "rotation": RotationForPreTraining,
     "simclr": SimCLRForPreTraining,
     "word2vec": Word2VecForPreTraining,
 }
@@ -52,6 +56,8 @@ for _auto, _model in (
 
 __all__ = [
     "METHODS",
+    "BarlowTwinsConfig",
+    "BarlowTwinsForPreTraining",
     "BERTConfig",
     "BERTForPreTraining",
     "CLIPForPreTraining",
@@ -67,6 +73,8 @@ __all__ = [
     "MAEForPreTraining",
     "MoCoConfig",
     "MoCoForPreTraining",
+    "RotationConfig",
+    "RotationForPreTraining",
     "SSLCLIPConfig",
     "SSLResNetBackbone",
     "SSLResNetConfig",
