@@ -1,14 +1,14 @@
 """Turn a published checkpoint of another repository into a release folder, which plain transformers loads.
 
-    python scripts/convert_checkpoint.py mae mae_pretrain_vit_base.pth --output_dir mae-vit-base        # encoder alone
-    python scripts/convert_checkpoint.py mae mae_pretrain_vit_base_full.pth --output_dir mae-base-full  # with decoder
-    python scripts/convert_checkpoint.py moco moco_v2_800ep_pretrain.pth.tar --output_dir moco-v2-r50
-    python scripts/convert_checkpoint.py simclr resnet50-1x.pth --output_dir simclr-r50
-    python scripts/convert_checkpoint.py clip ViT-B-32.pt --tokenizer_name openai/clip-vit-base-patch32 --output_dir clip-b32
-    python scripts/convert_checkpoint.py cpc_audio 60k_epoch4-d0f474de.pt --output_dir cpc-60k
-    python scripts/convert_checkpoint.py word2vec GoogleNews-vectors-negative300.bin --output_dir google-news
+    hf-ssl convert mae mae_pretrain_vit_base.pth --output_dir mae-vit-base        # encoder alone
+    hf-ssl convert mae mae_pretrain_vit_base_full.pth --output_dir mae-base-full  # with decoder
+    hf-ssl convert moco moco_v2_800ep_pretrain.pth.tar --output_dir moco-v2-r50
+    hf-ssl convert simclr resnet50-1x.pth --output_dir simclr-r50
+    hf-ssl convert clip ViT-B-32.pt --tokenizer_name openai/clip-vit-base-patch32 --output_dir clip-b32
+    hf-ssl convert cpc_audio 60k_epoch4-d0f474de.pt --output_dir cpc-60k
+    hf-ssl convert word2vec GoogleNews-vectors-negative300.bin --output_dir google-news
 
-A further kind of checkpoint is a file in hf_ssl/conversion, with one function from the arguments to a Release and one
+A further kind of checkpoint is a file in hf_ssl/hub/conversion, with one function from the arguments to a Release and one
 that adds its flags, and one line in CONVERTERS.
 """
 

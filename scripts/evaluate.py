@@ -1,13 +1,13 @@
 """Evaluate an encoder of images, texts, both, or speech: a release or any checkpoint, beside raw features and random weights.
 
-python scripts/evaluate.py outputs/mae --protocols knn,linear_probe,neighbours,tsne
-python scripts/evaluate.py facebook/dinov2-small --dataset_name uoft-cs/cifar10 --protocols knn,linear_probe
-python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name stanfordnlp/imdb --max_samples 2000
-python scripts/evaluate.py google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config_name mrpc \\
+hf-ssl evaluate outputs/mae --protocols knn,linear_probe,neighbours,tsne
+hf-ssl evaluate facebook/dinov2-small --dataset_name uoft-cs/cifar10 --protocols knn,linear_probe
+hf-ssl evaluate google-bert/bert-base-uncased --dataset_name stanfordnlp/imdb --max_samples 2000
+hf-ssl evaluate google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config_name mrpc \\
     --test_split validation --protocols fine_tune
-python scripts/evaluate.py facebook/wav2vec2-base --protocols phones,phones_hidden,linear_probe,tsne
-python scripts/evaluate.py openai/clip-vit-base-patch32 --dataset_name uoft-cs/cifar10 --protocols zero_shot,linear_probe
-torchrun --nproc_per_node 2 scripts/evaluate.py outputs/mae        # on CPUs with ACCELERATE_USE_CPU=true before it
+hf-ssl evaluate facebook/wav2vec2-base --protocols phones,phones_hidden,linear_probe,tsne
+hf-ssl evaluate openai/clip-vit-base-patch32 --dataset_name uoft-cs/cifar10 --protocols zero_shot,linear_probe
+torchrun --nproc_per_node 2 -m hf_ssl evaluate outputs/mae      # on CPUs with ACCELERATE_USE_CPU=true before it
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Publish a release folder on the Hub, in one commit; unchanged files are not sent again.
 
-python scripts/push_to_hub.py outputs/mae org/mae-fashion --private
-python scripts/push_to_hub.py outputs/mae org/mae-fashion --revision v2 --tag v2.0 --training_state
+hf-ssl push outputs/mae org/mae-fashion --private
+hf-ssl push outputs/mae org/mae-fashion --revision v2 --tag v2.0 --training_state
 
 The token is that of `hf auth login` or HF_TOKEN.
 """

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from transformers import (
 
 import hf_ssl
 from hf_ssl.data import load_split
+from hf_ssl.errors import InputError
 from hf_ssl.training.records import public_run
 
 ROOT = Path(__file__).parents[1]
@@ -104,14 +106,31 @@ def test_the_code_of_the_card_runs_as_printed(release):
     run_card(release[0], "features.shape == (1, 128)")
 
 
-def test_results_of_a_run_are_recorded_for_the_readme(release, tmp_path):
+def test_results_of_default_runs_are_recorded_for_the_readme(release, tmp_path, monkeypatch):
+    """Seed by seed, and of no other runs; here one that is made to look like a default one."""
+    from hf_ssl.cli import information
+
+    monkeypatch.setattr(information, "RESULTS", tmp_path)
     script = runpy.run_path(str(ROOT / "scripts/update_readme.py"))
-    script["record"].__globals__["RESULTS"] = tmp_path
-    script["record"](release[0])
-    recorded = json.loads((tmp_path / "mae.json").read_text())
-    assert recorded["results"] == json.loads((release[0] / "eval_results.json").read_text())["results"]
-    assert recorded["run"]["samples_seen"] == 30 * 128 and recorded["command"].endswith("--max_steps 30")
-    assert str(release[0]) not in (tmp_path / "mae.json").read_text() and " samples/s on " in script["zoo_table"]()
+    with pytest.raises(InputError, match="is not a default one, it has --dataset_name"):
+        script["record"](release[0])
+    run = json.loads((release[0] / "run.json").read_text())
+    for seed in (2, 0):
+        folder = tmp_path / f"seed_{seed}"
+        folder.mkdir()
+        shutil.copy(release[0] / "eval_results.json", folder)
+        run["facts"]["command"], run["arguments"]["seed"] = ["pretrain_mae.py", f"--seed={seed}"], seed
+        (folder / "run.json").write_text(json.dumps(run))
+        script["record"](folder)
+    recorded = information.recorded("mae")
+    results = json.loads((release[0] / "eval_results.json").read_text())["results"]
+    assert [each["seed"] for each in recorded["runs"]] == [0, 2] and recorded["preset"] == "vit-tiny-28"
+    assert recorded["runs"][0]["results"] == results and recorded["runs"][0]["run"]["samples_seen"] == 30 * 128
+    assert str(release[0]) not in (tmp_path / "mae.json").read_text()
+    knn = f"{results['pretrained']['knn']:.1f}"
+    assert f"→ {knn} / {knn}" in information.changes("mae")[0]
+    assert information.changes("mae")[0] in script["zoo_table"]() and "samples/s on " in script["zoo_table"]()
+    assert information.changes("mae")[0] in information.describe_method("mae")
 
 
 def test_the_release_loads_where_hf_ssl_is_not_installed(release):

@@ -9,10 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from ..evaluation import Metric
 from ..hub import verify
 from ..hub.release import CARDS
 from ..methods import METHODS
 
+RESULTS = CARDS / "results"
+PROOF_ROWS = ("random_initialisation", "pretrained")
 PAPER = re.compile(r"(?:(\w+(?: et al\.| and \w+)? \d{4})[,:]?\s+)?(https://arxiv\.org/abs/([\d.]+\d))")
 LIBRARIES = (
     "hf_ssl",
@@ -38,10 +41,10 @@ def list_command(arguments):
 def describe_method(name):
     """Its paper, its presets with their parameters and purposes, and the proof of the default one."""
     title = importlib.import_module(f"hf_ssl.methods.{name}").__doc__.splitlines()[0]
-    lines = [f"{name}: {title}", f"  {'; '.join(papers(name))}"]
+    lines = [f"{name}: {title}", f"  {'; '.join(' '.join(filter(None, paper[:2])) for paper in papers(name))}"]
     presets = importlib.import_module(f"hf_ssl.scripts.pretrain_{name}").PRESETS
-    for number, (preset, recipe) in enumerate(presets.items()):
-        proof = proof_of(name) if number == 0 else None
+    for preset, recipe in presets.items():
+        proof = "; ".join(changes(name)[:2]) if preset == recorded(name).get("preset") else ""
         count = parameters(METHODS[name], recipe)
         size = f"{count / 1e6:.1f} M" if count > 1e5 else "by words"
         lines.append(f"  {preset:14} {size:>9}   {recipe.purpose}; {proof or 'unproven'}")
@@ -49,9 +52,8 @@ def describe_method(name):
 
 
 def papers(name):
-    """Author, year and address of each paper that the method's docstring names."""
-    found = PAPER.findall(importlib.import_module(f"hf_ssl.methods.{name}").__doc__)
-    return [f"{label}, {address}" if label else address for label, address, _ in found]
+    """(author and year or nothing, address, arXiv's number) of each paper that the method's docstring names."""
+    return PAPER.findall(importlib.import_module(f"hf_ssl.methods.{name}").__doc__)
 
 
 def parameters(model_class, preset):
@@ -64,25 +66,24 @@ def parameters(model_class, preset):
 
 
 def recorded(name):
-    """What `update_readme.py` has recorded of the default runs, {} if nothing."""
-    file = CARDS / "results" / f"{name}.json"
+    """What `scripts/update_readme.py` has recorded of the default runs of a method; {} if nothing."""
+    file = RESULTS / f"{name}.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def proof_of(name):
-    """The default runs of all recorded seeds in words, None without one."""
-    runs = recorded(name).get("runs", [])
-    if not runs:
-        return None
-    columns = [c for c in runs[0]["results"]["pretrained"] if c in runs[0]["results"].get("random_initialisation", {})]
+def changes(name):
+    """Each recorded number of the default runs in words: random initialisation → pretrained, seed by seed."""
+    kept = recorded(name)
+    rows = [[run["results"].get(row, {}) for run in kept.get("runs", [])] for row in PROOF_ROWS]
     shown = []
-    for column in columns[:2]:
-        before, after = (
-            " / ".join(f"{run['results'][row][column]:.1f}" for run in runs)
-            for row in ("random_initialisation", "pretrained")
-        )
-        shown.append(f"{column.replace('_', ' ')} {before} -> {after}")
-    return f"seeds {', '.join(str(run['seed']) for run in runs)}: {'; '.join(shown)}"
+    for column, values in kept.get("metrics", {}).items():
+        metric = Metric(**values)
+        # what all runs have on both sides, but no counts or probabilities
+        if metric.unit and not column.startswith("unknown:") and all(column in found for row in rows for found in row):
+            before, after = (" / ".join(f"{found[column]:.{metric.digits}f}" for found in row) for row in rows)
+            unit = "" if metric.unit == "%" else f" {metric.unit}"
+            shown.append(f"{metric.title or column.replace('_', ' ')} {before} → {after}{unit}")
+    return shown
 
 
 def env_command(arguments):

@@ -133,7 +133,7 @@ def finish_run(run: TrainingRun, processor, pictures=()):
         try:
             _push(args)
         except InputError as error:
-            again = f"python scripts/push_to_hub.py {args.output_dir} {args.hub_model_id}"
+            again = f"hf-ssl push {args.output_dir} {args.hub_model_id}"
             raise InputError(f"{error} The release is whole in {args.output_dir}: {again}.") from None
 
 

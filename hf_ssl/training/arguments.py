@@ -80,7 +80,7 @@ class RunArguments:
 
 @dataclass
 class TrainingArguments(RunArguments):
-    """How a model is trained. What it is stands in its config. Processes and precision belong to `accelerate launch`.
+    """How a model is trained. What it is stands in its config. Processes and precision belong to the launcher.
 
     What belongs to one kind of data stands in the subclasses below.
     """

@@ -40,15 +40,11 @@ def command_line(facts):
     script, *arguments = facts["command"]
     if not script.startswith("pretrain_"):
         return None
-    launcher = "accelerate launch"
-    if facts["processes"] > 1 and facts["hardware"]["device"] == "cpu":  # accelerate would start one process
-        launcher = f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {facts['processes']}"
-    elif facts["processes"] > 1:
-        launcher += f" --num_processes {facts['processes']}"
+    launched = [] if facts["processes"] == 1 else ["--num_processes", str(facts["processes"])]
     if facts["precision"] != "fp32":
-        launcher += f" --mixed_precision {facts['precision']}"
-    public = [_public_argument(argument) for argument in arguments]
-    return shlex.join([*launcher.split(), f"scripts/{script}", *public])
+        launched += ["--mixed_precision", facts["precision"]]
+    method = script.removeprefix("pretrain_").removesuffix(".py")
+    return shlex.join(["hf-ssl", "pretrain", method, *launched, *map(_public_argument, arguments)])
 
 
 def public_run(run):
