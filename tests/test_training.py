@@ -33,12 +33,12 @@ from hf_ssl import (
 )
 from hf_ssl.cli import text_data, text_documents, text_tokenizer
 from hf_ssl.data import (
-    TWO_VIEWS,
+    VIEWS,
     DataError,
     ImageDecoder,
     RandomResizedCropAndFlip,
     TrainLoader,
-    TwoViews,
+    Views,
     image_rows,
     load_split,
 )
@@ -79,7 +79,7 @@ def pretrain(data, output_dir, model_class=MAEForPreTraining, config=None, **cha
     if model_class.config_class is MAEConfig:
         view = RandomResizedCropAndFlip(16, [0.5], [0.5])
     else:
-        view = TwoViews(16, [0.5], [0.5], **TWO_VIEWS[args.views])
+        view = Views(16, [0.5], [0.5], VIEWS[args.views])
     torch.manual_seed(args.seed)
     config = model_class.config_class(**CONFIGS[model_class.config_class] | (config or {}))
     return train(model_class(config), rows, ImageDecoder(column, 3, view), args).history

@@ -1,6 +1,8 @@
 """Images as a run's data, their views, and the small encoders of the default recipes."""
 
-from ..data import TWO_VIEWS, ImageDecoder, RandomResizedCropAndFlip, TwoViews, image_rows, load_split
+from dataclasses import replace
+
+from ..data import VIEWS, ImageDecoder, RandomResizedCropAndFlip, Views, image_rows, load_split
 from ..errors import InputError
 
 
@@ -40,7 +42,8 @@ def two_views(args, size, processor):
     changes = {name: value for name, value in given.items() if value is not None}
     if args.min_crop_scale is not None:
         changes["scale"] = (args.min_crop_scale, 1.0)
-    return TwoViews(size, processor.image_mean, processor.image_std, **TWO_VIEWS[args.views] | changes)
+    recipes = [replace(recipe, **changes) for recipe in VIEWS[args.views]]
+    return Views(size, processor.image_mean, processor.image_std, recipes)
 
 
 def resnet8(width):

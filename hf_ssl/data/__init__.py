@@ -9,12 +9,13 @@ from .pairs import PairDecoder, pair_rows
 from .segments import TokenBatches, token_rows
 from .sentence_windows import WindowBatches, sentence_rows
 from .text import passages, sentences, text_rows
-from .views import TWO_VIEWS, RandomResizedCropAndFlip, RandomSquareCrop, TwoViews
+from .views import TWO_VIEWS, VIEWS, RandomResizedCropAndFlip, RandomSquareCrop, TwoViews, ViewRecipe, Views
 from .windows import AudioWindows, WaveformBatches, audio_windows, speaker_column
 from .wordpiece import train_wordpiece
 
 __all__ = [
     "TWO_VIEWS",
+    "VIEWS",
     "AudioWindows",
     "DataError",
     "ImageDecoder",
@@ -24,6 +25,8 @@ __all__ = [
     "TokenBatches",
     "TrainLoader",
     "TwoViews",
+    "ViewRecipe",
+    "Views",
     "WaveformBatches",
     "WindowBatches",
     "audio_length",

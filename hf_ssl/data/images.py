@@ -115,35 +115,48 @@ class ImageDecoder:
         return decode_image(row[self.column], self.channels)
 
     def collate(self, images, sample_seeds):
-        """images: (N, 1, C, H, W), shared by the V views, or (N, V, C, H, W), padded to one size. boxes: (N, V, 4), left
-        out if all images are crops of the view's size."""
+        """images: (N, 1, C, H, W), shared by all V crops of the view, or (N, V, C, H, W), padded to one size. boxes: (N, V, 4),
+        left out if all images are crops of the view's size. Crops of another size have their own, under the view's prefix
+        (`crops`), images only where they are not the shared ones."""
         heights = torch.tensor([image.shape[1] for image in images])
         widths = torch.tensor([image.shape[2] for image in images])
-        boxes = self.view.boxes(sample_seeds, heights, widths)  # (N, V, 4)
         size = self.view.size
         large = (heights * widths > 4 * size**2) | (torch.maximum(heights, widths) > 8 * size) | (size >= LARGE_VIEW)
-        images = [
-            self._crops(image, image_boxes) if crop else image[None]
-            for image, image_boxes, crop in zip(images, boxes.tolist(), large.tolist(), strict=True)
-        ]
-        if large.all():
-            return {"images": torch.stack(images), "sample_seeds": sample_seeds}
-        boxes[large] = torch.tensor([0, 0, size, size])
-        count, height, width = (max(image.shape[axis] for image in images) for axis in (0, 2, 3))
-        for i, image in enumerate(images):
-            if image.shape[2:] != (height, width):
-                image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
-            images[i] = image.expand(count, -1, -1, -1)
-        return {"images": torch.stack(images), "boxes": boxes, "sample_seeds": sample_seeds}
+        counts = [len(crops) for crops in self.view.crops.values()]
+        boxes = self.view.boxes(sample_seeds, heights, widths).split(counts, dim=1)
+        batch = {"sample_seeds": sample_seeds}
+        for (prefix, crops), own in zip(self.view.crops.items(), boxes, strict=True):
+            if not prefix or large.any():
+                cut = [
+                    _crops(image, image_boxes, crops) if is_large else image[None]
+                    for image, image_boxes, is_large in zip(images, own.tolist(), large.tolist(), strict=True)
+                ]
+                batch[f"{prefix}images"] = _padded(cut)
+            if not large.all():
+                size = crops[0][0]
+                whole = torch.tensor([0, 0, size, size])
+                batch[f"{prefix}boxes"] = torch.where(large[:, None, None], whole, own)
+        return batch
 
-    def _crops(self, image, boxes):
-        """(V, C, size, size) of an image (C, H, W)."""
-        crops = []
-        for top, left, height, width in boxes:
-            crop = image[None, :, top : top + height, left : left + width]
-            crop = crop.contiguous(memory_format=torch.channels_last)  # what `interpolate` has a fast path for
-            crops.append(F.interpolate(crop, self.view.size, mode=self.view.interpolation, antialias=True))
-        return torch.cat(crops)
+
+def _crops(image, boxes, crops):
+    """(V, C, size, size) of an image (C, H, W). crops: (size, interpolation) of each box."""
+    made = []
+    for (top, left, height, width), (size, interpolation) in zip(boxes, crops, strict=True):
+        crop = image[None, :, top : top + height, left : left + width]
+        crop = crop.contiguous(memory_format=torch.channels_last)  # what `interpolate` has a fast path for
+        made.append(F.interpolate(crop, size, mode=interpolation, antialias=True))
+    return torch.cat(made)
+
+
+def _padded(images):
+    """(N, V, C, H, W) of images (1 or V, C, h, w), with nothing at the right and below."""
+    count, height, width = (max(image.shape[axis] for image in images) for axis in (0, 2, 3))
+    for i, image in enumerate(images):
+        if image.shape[2:] != (height, width):
+            image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
+        images[i] = image.expand(count, -1, -1, -1)
+    return torch.stack(images)
 
 
 __all__ = ["IMAGE_COLUMNS", "ImageDecoder", "decode_image", "image_processor", "image_rows"]
