@@ -1,0 +1,163 @@
+"""The command `hf-ssl`: from the checkout, and from a wheel that is installed where no checkout is on the path."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from hub_server import User
+from test_scripts import pictures  # noqa: F401, a fixture
+
+from hf_ssl.cli.main import launch_flags
+from hf_ssl.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "hf_" + "w" * 34
+
+
+def hf_ssl(*arguments, program=(sys.executable, "-m", "hf_ssl"), environment=None, cwd=None):
+    """(exit code, stdout, stderr) of the command in a fresh process."""
+    command = [*map(str, program), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}), cwd=cwd)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_flags_of_the_launcher_are_told_from_the_scripts():
+    """Flags that both have, such as gradient_accumulation_steps, are the script's."""
+    given = "--num_processes 8 --seed 3 --mixed_precision=bf16 --multi_gpu --gradient_accumulation_steps 2 --streaming"
+    launch, rest = launch_flags(given.split())
+    assert launch == {"num_processes": ["8"], "mixed_precision": ["bf16"], "multi_gpu": []}
+    assert rest == ["--seed", "3", "--gradient_accumulation_steps", "2", "--streaming"]
+    with pytest.raises(InputError, match="--config_file of accelerate lacks its value"):
+        launch_flags(["--config_file"])
+
+
+def test_help_has_the_presets_defaults_the_settings_and_the_protocols():
+    code, text, _ = hf_ssl("pretrain", "moco", "--help", "--backbone", "resnet8x3")
+    assert code == 0
+    # the script's own examples, as they stand
+    assert "\nhf-ssl pretrain moco --dataset_name path/to/images --output_dir runs/mine\n" in text
+    words = re.sub(r"\s+", " ", text)
+    for default in ("outputs/moco", "resnet8x3", "0.06", "sgd", "moco_v2"):
+        assert f"(default: {default})" in words, default
+    for line in ("  queue_size = 1024", "  temperature = 0.2", "  backbone_config.embedding_size = 24"):
+        assert line in text.splitlines(), line
+    assert "protocols of --eval_protocols: knn, linear_probe, low_label" in text and "phones" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train"], "The command 'train' is unknown: expected one of pretrain, evaluate"),
+        (["pretrain"], "Name the method that is trained: hf-ssl pretrain METHOD, one of "),
+        (["pretrain", "mocoo"], "The method 'mocoo' is unknown: expected one of "),
+        (["pretrain", "mae", "--num_processes", "many"], "num_processes must be a number of at least 1, found 'many'"),
+        (["pretrain", "mae", "--eval_protocols", "phones"], "eval_protocols 'phones' is unknown: expected one of none, knn"),
+        (["verify", "nowhere"], "repo_id 'nowhere' is no repository of the Hub: expected org/name"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_sentence(arguments, message, tmp_path):
+    code, out, err = hf_ssl(*arguments, cwd=tmp_path)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 1 and not out and len(lines) == 1 and message in lines[0] and "Traceback" not in err, err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_two_processes_on_a_cpu(pictures, tmp_path):  # noqa: F811
+    arguments = [
+        "--dataset_name",
+        pictures,
+        "--max_steps",
+        2,
+        "--eval_protocols",
+        "none",
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    code, _, err = hf_ssl("pretrain", "mae", "--num_processes", 2, "--mixed_precision", "bf16", *arguments)
+    assert code == 0 and "cpu x 2, bf16" in err and "128 x 2 processes" in err, err
+    card = (tmp_path / "run/README.md").read_text()
+    assert "hf-ssl pretrain mae --num_processes 2 --mixed_precision bf16 --dataset_name" in card
+
+
+def test_the_wheel_has_every_package():
+    """The list in pyproject.toml is written by hand, since two of the packages stand at the top of the checkout."""
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {path.parent for top in ("hf_ssl", "scripts", "model_cards") for path in (ROOT / top).rglob("*.py")}
+    names = {folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders}
+    assert listed == {name if name.startswith("hf_ssl") else f"hf_ssl.{name}" for name in names}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The `hf-ssl` of a wheel in an environment that has our dependencies, but not this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("hf_ssl", "scripts", "model_cards"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
+    build = [*pip, "wheel", folder / "source", "--no-deps", "--no-build-isolation", "--wheel-dir", folder]
+    subprocess.run(build, check=True, capture_output=True, env=os.environ | {"PIP_NO_INDEX": "1"})
+    [wheel] = folder.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "environment"], check=True)
+    python = folder / "environment/bin/python"
+    install = [*pip, "--python", python, "install", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    # the path alone: what lies in that folder as .pth files, such as the way to this checkout, is not followed
+    [site] = (folder / "environment").glob("lib/python*/site-packages")
+    dependencies = [path for path in sys.path if path.endswith("-packages")]
+    (site / "dependencies.pth").write_text("\n".join(dependencies))
+    return wheel, folder / "environment/bin/hf-ssl"
+
+
+def test_a_wheel_is_whole(installed):
+    with zipfile.ZipFile(installed[0]) as wheel:
+        names = set(wheel.namelist())
+        metadata = wheel.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
+    for name in (
+        "hf_ssl/py.typed", "hf_ssl/scripts/pretrain_mae.py", "hf_ssl/scripts/benchmarks/timing.py", "hf_ssl/model_cards/mae.md",
+        "hf_ssl/model_cards/results/mae.json", "hf_ssl/data/samples/images/test-00000-of-00001.parquet",
+    ):  # fmt: skip
+        assert name in names, name
+    assert not [name for name in names if "test" in name.split("/")[0] or name.endswith(".png")]
+    assert "License-Expression: Apache-2.0" in metadata and "Author: The hf_ssl developers" in metadata
+
+
+def test_an_installed_wheel_does_all_that_a_checkout_does(installed, pictures, hub, tmp_path):  # noqa: F811
+    """List, a pretraining with its card and evaluation, evaluate, push, verify."""
+    program = [installed[1]]
+    here = {"program": program, "cwd": tmp_path, "environment": {"HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}}
+    place = [
+        program[0].with_name("python"),
+        "-c",
+        "import hf_ssl.scripts, hf_ssl.model_cards as cards; print(cards.__file__)",
+    ]
+    _, where, _ = hf_ssl(**here | {"program": place})
+    assert where.startswith(str(program[0].parents[1])), where
+
+    code, text, err = hf_ssl("list", "mae", **here)
+    assert code == 0 and "vit-base         111.7 M" in text and "unproven" in text, err
+    code, text, err = hf_ssl("env", **here)
+    assert code == 0 and re.search(r"^hf_ssl +\d", text, re.M) and "torch" in text, err
+
+    arguments = ["--dataset_name", pictures, "--max_steps", 3, "--eval_protocols", "knn", "--output_dir", "run"]
+    code, text, err = hf_ssl("pretrain", "mae", *arguments, **here)
+    assert code == 0 and "| Pretrained |" in text, err
+    assert "hf-ssl pretrain mae --dataset_name" in (tmp_path / "run/README.md").read_text()
+    code, text, err = hf_ssl("evaluate", "run", "--dataset_name", pictures, "--protocols", "linear_probe", **here)
+    assert code == 0 and "linear probe" in text, err
+    found = json.loads((tmp_path / "run/eval_results.json").read_text())["results"]["pretrained"]
+    assert found.keys() == {"knn", "linear_probe"}
+
+    hub.tokens[TOKEN] = User("org")
+    code, _, err = hf_ssl("push", "run", "org/mae", **here)
+    assert code == 0, err
+    code, text, err = hf_ssl("verify", "org/mae", **here)
+    assert code == 0 and re.search(r"org/mae is whole: \d+ files", text), err
