@@ -30,6 +30,7 @@ import transformers  # noqa: E402
 from hub_server import HubServer  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+pytest.register_assert_rewrite("methods.tester")  # its assertions tell what they found
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,6 +1,4 @@
 import random
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -8,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.tester import MethodTester
+from processes import run_plain
 from transformers import BertForPreTraining
 
 from hf_ssl import BERTConfig, BERTForPreTraining
@@ -231,7 +230,6 @@ def test_fill_mask_and_classification_without_hf_ssl(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     program = """
 import sys
-sys.modules["hf_ssl"] = None
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 folder = sys.argv[1]
@@ -249,5 +247,4 @@ classifier, report = AutoModelForSequenceClassification.from_pretrained(folder, 
 assert report["missing_keys"] == {"classifier.weight", "classifier.bias"}, report
 assert classifier(**inputs).logits.shape == (1, 3)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_plain(program, tmp_path)

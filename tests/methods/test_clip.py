@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.tester import MethodTester, two_steps
-from processes import launch
+from processes import on_pair
 from transformers import AutoModel, VisionTextDualEncoderModel
 
 from hf_ssl import CLIPForPreTraining, SSLCLIPConfig
@@ -73,7 +73,7 @@ class TestCLIP(MethodTester):
     def test_parts_equal_the_whole_batch(self):
         """Encoded three rows at a time, on one process and on two: losses, gradients and weights of the whole batch."""
         losses, values = two_steps(TestCLIP, 1)
-        for losses_2, values_2 in [two_steps(InParts, 1), *launch(two_steps, InParts, 2, processes=2)]:
+        for losses_2, values_2 in [two_steps(InParts, 1), *on_pair(two_steps, InParts, 2)]:
             assert losses_2 == pytest.approx(losses, rel=self.tolerance)
             for name, value in values.items():
                 assert np.abs(values_2[name] - value).max() <= self.tolerance * np.abs(value).max() + self.floor, name

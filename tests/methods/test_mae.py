@@ -18,6 +18,7 @@ class TestMAE(MethodTester):
     model_class = MAEForPreTraining
     config = TINY_MAE
     chance_loss = 15 * 3 / (16 * 3 - 1)  # normalised patches have variance (n - 1) / n about their mean
+    fixed = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 
     def batch(self, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -26,6 +27,14 @@ class TestMAE(MethodTester):
         )
         noise = torch.rand(8, 16, generator=generator)
         return {"pixel_values": waves.sin(), "noise": noise}
+
+    @pytest.mark.xfail(
+        strict=True,
+        reason="a missing patch projection stays uninitialised; missing query, key and value weights are drawn wider than "
+        "in a new model, which scales them after the draw",
+    )
+    def test_weights_missing_from_a_file_are_drawn_not_garbage(self, tmp_path):
+        super().test_weights_missing_from_a_file_are_drawn_not_garbage(tmp_path)
 
     @pytest.mark.parametrize("norm_pix_loss", [False, True])
     def test_loss_equals_transformers(self, norm_pix_loss):

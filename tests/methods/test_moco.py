@@ -15,13 +15,13 @@ from hf_ssl.methods._contrastive import CHUNK, queue_cross_entropy, queue_logits
 from hf_ssl.methods._memory import enqueue
 
 
-def two_views(seed, count=8):
-    """Waves of random direction and colour, seen twice with noise."""
+def two_views(seed, count=8, noise=0.1):
+    """Waves of random direction and colour, seen twice with noise of this standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     along = torch.linspace(0, 6, 16)
     angle = torch.rand(count, 3, 1, 1, generator=generator) * math.pi
     images = (angle.cos() * along[:, None] + angle.sin() * along).sin() + 2 * angle.cos()
-    return [images + 0.1 * torch.randn(images.shape, generator=generator) for _ in range(2)]
+    return [images + noise * torch.randn(images.shape, generator=generator) for _ in range(2)]
 
 
 class TestMoCo(MethodTester):
@@ -31,6 +31,7 @@ class TestMoCo(MethodTester):
     )
     chance_loss = math.log(49)
     tolerance = 2e-6
+    teachers = {"key_backbone": "backbone", "key_projector": "projector"}
 
     def batch(self, seed=0):
         queries, keys = two_views(seed)
