@@ -15,7 +15,8 @@ from hf_ssl import BERTConfig, BERTForPreTraining
 from hf_ssl.training.loop import TrainingArguments, choose_kernels
 from hf_ssl.training.optimizers import build_optimizer
 
-from .timing import interleave, peak_memory, timed, verdict
+from . import sides
+from .timing import device, interleave, peak_memory, place, timed, verdict
 
 SIZES = {  # width and layers, batch; demanded speed in fp32 and bf16
     "tiny": (128, 2, 32, (3.5, 4.5)),
@@ -39,12 +40,14 @@ def batch(size):
     input_ids = torch.randint(200, 30522, (rows, LENGTH), generator=generator)
     second = (torch.arange(LENGTH) > LENGTH // 2).long().expand(rows, -1)
     labels = torch.randint(2, (rows,), generator=generator)
-    return dict(
+    inputs = dict(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         token_type_ids=second,
         next_sentence_label=labels,
+        sample_seeds=torch.arange(rows),
     )
+    return {name: value.to(device()) for name, value in inputs.items()}
 
 
 def training_step(model, optimizer, inputs):
@@ -57,16 +60,15 @@ def reference(size, fused=False, losses=None):
     """transformers' step as a function of nothing; its loss on our masks goes to `losses`."""
     torch.manual_seed(0)
     ours = BERTForPreTraining(config(size))
-    model = BertForPreTraining(ours.config.backbone_config)
+    model = BertForPreTraining(ours.config.backbone_config).to(device())
     model.load_state_dict(ours.state_dict())
     inputs = batch(size)
-    hidden, chosen, targets = ours.mask(
-        inputs["input_ids"], inputs["attention_mask"], torch.arange(len(inputs["input_ids"]))
-    )
-    labels = torch.full((hidden.numel(),), -100).scatter(0, chosen, targets).view_as(hidden)
+    hidden, chosen, targets = ours.mask(inputs["input_ids"], inputs["attention_mask"], inputs.pop("sample_seeds"))
+    labels = torch.full_like(hidden, -100).flatten().scatter(0, chosen, targets).view_as(hidden)
     inputs |= {"input_ids": hidden, "labels": labels}
     if losses is not None:
-        losses.append(model.eval()(**inputs).loss.item())
+        with sides.exact_products():
+            losses.append(model.eval()(**inputs).loss.item())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, eps=1e-6, weight_decay=0.01, fused=fused)
     return partial(training_step, model.train(), optimizer, inputs)
 
@@ -79,9 +81,10 @@ def ours(size, precision, losses=None):
     model = BERTForPreTraining(config(size))
     choose_kernels(model, accelerator)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, 1e-4, TrainingArguments(**AS_THE_PAPER)))
-    inputs = batch(size) | {"sample_seeds": torch.arange(SIZES[size][2])}
+    inputs = batch(size)
     if losses is not None:
-        losses.append(model.eval()(**inputs).loss.item())
+        with sides.exact_products():
+            losses.append(model.eval()(**inputs).loss.item())
     return partial(training_step, model.train(), optimizer, inputs)
 
 
@@ -98,7 +101,7 @@ def compare(size, rounds):
         if abs(loss / losses[0] - 1) > tolerance:
             raise ValueError(f"The losses of equal weights and masks differ before the timing: {losses}.")
     seconds = interleave({name: partial(timed, step) for name, step in steps.items()}, rounds)
-    print(f"BERT {size}, batch {SIZES[size][2]}, {torch.get_num_threads()} threads, {rounds} rounds, losses equal.")
+    print(f"BERT {size}, batch {SIZES[size][2]}, {place()}, {rounds} rounds, losses equal.")
     print(f"{'times as fast as transformers with':42s}torch.optim.AdamW  (of minima)  AdamW(fused=True)")
     for name, own in seconds.items():
         ratios = [median(seconds[other]) / median(own) for other in (plain, fused)]
@@ -112,7 +115,7 @@ def compare(size, rounds):
         for name, how in builders.items():
             growth[name].append(peak_memory(*how))
     held = {name: median(own) for name, own in growth.items()}
-    print(f"Peak resident memory of two steps: {', '.join(f'{name} {value:.0f} MiB' for name, value in held.items())}")
+    print(f"Peak memory of two steps: {', '.join(f'{name} {value:.0f} MiB' for name, value in held.items())}")
     for precision in ("fp32", "bf16"):
         verdict(
             f"memory in {precision}, part of the reference's", held[precision] / held["reference"], MEMORY, most=True

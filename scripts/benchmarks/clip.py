@@ -15,11 +15,11 @@ from hf_ssl import CLIPForPreTraining, SSLCLIPConfig
 from hf_ssl.methods._contrastive import pair_cross_entropy
 
 from . import sides
-from .timing import interleave, peak_memory, print_speed, timed, verdict
+from .timing import device, interleave, peak_memory, place, print_speed, timed, verdict
 
 SPEED = {"fp32": 0.95, "bf16": 1.35}  # demanded of the faster of both in fp32
 LOSS_ROWS, LOSS_WIDTH, LOSS_MEMORY, LOSS_TIME = 4096, 512, 0.3, 1.3  # and the most of the plain loss's
-VOCABULARY, CONTEXT, LONGEST, FRESH = 8192, 32, 21, 3
+FRESH = 3
 AS_THE_PAPER = dict(optim="adamw", adam_beta2=0.98, adam_epsilon=1e-6, weight_decay=0.2)
 
 
@@ -32,23 +32,39 @@ class Size(NamedTuple):
     patch: int
     batch: int
     parts: tuple = ("step", "loss", "parts")
+    vision_width: int = 0  # 0: as the texts'
+    vocabulary: int = 8192
+    context: int = 32
+
+    @property
+    def head_width(self):
+        return self.width // self.heads
+
+    @property
+    def longest(self):
+        """Tokens of the longest caption."""
+        return self.context - 11
 
 
-SIZES = {size.name: size for size in (Size("small", 256, 6, 4, 64, 8, 64), Size("b-32", 512, 12, 8, 224, 32, 16))}
+SIZES = {
+    size.name: size
+    for size in (
+        Size("small", 256, 6, 4, 64, 8, 64),
+        Size("b-32", 512, 12, 8, 224, 32, 16),
+        Size("paper-b-32", 512, 12, 8, 224, 32, 256, ("step",), 768, 49408, 77),  # for a GPU
+    )
+}
 
 
 def native_config(size):
-    tower = dict(hidden_size=size.width, intermediate_size=4 * size.width, num_hidden_layers=size.layers,
-                 num_attention_heads=size.heads, hidden_act="gelu")  # fmt: skip
-    text = dict(
-        vocab_size=VOCABULARY,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=0,
-        eos_token_id=VOCABULARY - 1,
-        pad_token_id=0,
-    )
-    vision = dict(image_size=size.pixels, patch_size=size.patch)
-    return CLIPConfig(vision_config=tower | vision, text_config=tower | text, projection_dim=size.width)
+    def tower(width):
+        shape = dict(hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // size.head_width)
+        return shape | dict(num_hidden_layers=size.layers, hidden_act="gelu")
+
+    ends = dict(bos_token_id=0, eos_token_id=size.vocabulary - 1, pad_token_id=0)
+    text = tower(size.width) | ends | dict(vocab_size=size.vocabulary, max_position_embeddings=size.context)
+    vision = tower(size.vision_width or size.width) | dict(image_size=size.pixels, patch_size=size.patch)
+    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=size.width)
 
 
 def our_model(size):
@@ -60,12 +76,13 @@ def batch(size):
     """Images, captions padded to the longest, and which of their tokens are text."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size.batch, 3, size.pixels, size.pixels, generator=generator)
-    ids = torch.randint(1, VOCABULARY - 2, (size.batch, LONGEST), generator=generator)
+    ids = torch.randint(1, size.vocabulary - 2, (size.batch, size.longest), generator=generator)
     mask = torch.ones_like(ids)
     for row in range(size.batch):
-        length = LONGEST - row % 10
-        ids[row, length - 1 :], mask[row, length:] = VOCABULARY - 1, 0
-    return dict(pixel_values=images, input_ids=ids, attention_mask=mask)
+        length = size.longest - row % 10
+        ids[row, length - 1 :], mask[row, length:] = size.vocabulary - 1, 0
+    inputs = dict(pixel_values=images, input_ids=ids, attention_mask=mask)
+    return {name: value.to(device()) for name, value in inputs.items()}
 
 
 def training_step(losses, optimizer, inputs):
@@ -89,7 +106,7 @@ def rival(model, loss, precision, fused, inputs):
 
 def transformers_step(size, precision, fused):
     torch.manual_seed(0)
-    model = CLIPModel._from_config(native_config(size), attn_implementation="sdpa").train()
+    model = CLIPModel._from_config(native_config(size), attn_implementation="sdpa").train().to(device())
     model.load_state_dict(our_model(size).clip.state_dict())
     return rival(model, lambda model, **batch: model(**batch, return_loss=True).loss, precision, fused, batch(size))
 
@@ -98,14 +115,14 @@ def open_clip_step(size, precision, fused):
     from open_clip.loss import ClipLoss
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-    vision = CLIPVisionCfg(layers=size.layers, width=size.width, head_width=size.width // size.heads,
+    vision = CLIPVisionCfg(layers=size.layers, width=size.vision_width or size.width, head_width=size.head_width,
                            patch_size=size.patch, image_size=size.pixels)  # fmt: skip
-    text = CLIPTextCfg(context_length=CONTEXT, vocab_size=VOCABULARY, width=size.width, heads=size.heads,
+    text = CLIPTextCfg(context_length=size.context, vocab_size=size.vocabulary, width=size.width, heads=size.heads,
                        layers=size.layers)  # fmt: skip
-    model, criterion, inputs = CLIP(size.width, vision, text).train(), ClipLoss(), batch(size)
+    model, criterion, inputs = CLIP(size.width, vision, text).train().to(device()), ClipLoss(), batch(size)
     model.load_state_dict(open_clip_weights(our_model(size).clip.state_dict()))
     ids = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 0)  # its feature is at the highest token
-    inputs = dict(image=inputs["pixel_values"], text=F.pad(ids, (0, CONTEXT - LONGEST)))
+    inputs = dict(image=inputs["pixel_values"], text=F.pad(ids, (0, size.context - size.longest)))
     return rival(model, lambda model, **batch: criterion(*model(**batch)[:3]), precision, fused, inputs)
 
 
@@ -158,14 +175,15 @@ def step(size, args):
         }
     steps["transformers bf16, AdamW(fused=True)"] = transformers_step(size, "bf16", True)
     steps["open_clip bf16, AdamW(fused=True)"] = open_clip_step(size, "bf16", True)
-    first = {name: [run().item() for _ in range(2)] for name, run in steps.items()}
+    with sides.exact_products():
+        first = {name: [run().item() for _ in range(2)] for name, run in steps.items()}
     steps["hf_ssl bf16"] = our_step(size, "bf16")  # sets the precision of the process
     first["hf_ssl bf16"] = [steps["hf_ssl bf16"]().item() for _ in range(2)]
     tolerances = {name: (2e-2, 5e-2) if "bf16" in name else (1e-5, 1e-3) for name in steps}
     sides.check_losses(first, tolerances)
     seconds = interleave({name: partial(timed, run) for name, run in steps.items()}, args.rounds)
     references = [name for name in seconds if name.startswith(("transformers fp32", "open_clip fp32"))]
-    title = f"CLIP step, {size.name}, batch {size.batch}, {torch.get_num_threads()} threads, {args.rounds} rounds, losses equal."
+    title = f"CLIP step, {size.name}, batch {size.batch}, {place()}, {args.rounds} rounds, losses equal."
     print_speed(title, seconds, {"transformers fp32": references[0], "open_clip fp32": references[2]})
     fastest = min(references, key=lambda name: median(seconds[name]))
     for precision, demand in SPEED.items():
@@ -176,11 +194,11 @@ def step(size, args):
 def loss_inputs():
     generator = torch.Generator().manual_seed(0)
     rows = [F.normalize(torch.randn(LOSS_ROWS, LOSS_WIDTH, generator=generator), dim=1) for _ in range(2)]
-    return [x.requires_grad_() for x in (*rows, torch.tensor(14.0))]
+    return [x.to(device()).requires_grad_() for x in (*rows, torch.tensor(14.0))]
 
 
 def plain_loss(images, texts, scale):
-    logits, target = scale * images @ texts.T, torch.arange(len(images))
+    logits, target = scale * images @ texts.T, torch.arange(len(images), device=images.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -205,7 +223,10 @@ def loss(size, args):
         if (error := (found - expected).norm() / expected.norm()) > 1e-5:
             raise ValueError(f"The gradients differ before the timing, by {error:.1e}.")
     seconds = interleave({name: partial(timed, loss_step(name)) for name in LOSSES}, args.rounds)
-    title = f"InfoNCE over {LOSS_ROWS} x {LOSS_ROWS} pairs of {LOSS_WIDTH}, with gradients, equal to 1e-5, {args.rounds} rounds."
+    title = (
+        f"InfoNCE over {LOSS_ROWS} x {LOSS_ROWS} pairs of {LOSS_WIDTH}, with gradients, equal to 1e-5, {place()}, "
+        f"{args.rounds} rounds."
+    )
     print_speed(title, seconds, {"two cross_entropy": "two cross_entropy"})
     verdict("its time, part of the plain one's", _ratio(seconds), LOSS_TIME, most=True)
     growth = {name: [peak_memory(loss_step, name) for _ in range(min(args.rounds, FRESH))] for name in LOSSES}
@@ -221,7 +242,7 @@ def _ratio(measured):
 def in_parts(size, rows, micro_batch_size):
     """Loss and gradient of a batch of `rows`."""
     inputs = batch(size._replace(batch=rows))
-    model = our_model(size).train()
+    model = our_model(size).train().to(device())
     model.micro_batch_size = micro_batch_size
 
     def run():
@@ -235,7 +256,8 @@ def in_parts(size, rows, micro_batch_size):
 def parts(size, args):
     rows, few = 8 * size.batch, size.batch
     runs = {"whole": (size, rows, 0), "in parts": (size, rows, few)}
-    whole, split = (torch.cat([x.flatten() for x in in_parts(*how)()]) for how in runs.values())
+    with sides.exact_products():
+        whole, split = (torch.cat([x.flatten() for x in in_parts(*how)()]) for how in runs.values())
     error = ((whole - split).norm() / whole.norm()).item()
     growth = {
         name: median([peak_memory(in_parts, *how) for _ in range(min(args.rounds, FRESH))])

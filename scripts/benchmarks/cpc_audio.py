@@ -17,8 +17,8 @@ from hf_ssl import CPCAudioConfig, CPCAudioForPreTraining
 from hf_ssl.training.loop import TrainingArguments, choose_kernels
 from hf_ssl.training.optimizers import build_optimizer
 
-from . import cpc_table
-from .timing import interleave, print_speed, timed, verdict
+from . import cpc_table, sides
+from .timing import device, interleave, place, print_speed, timed, verdict
 
 SIZES = {"paper": (512, 8), "narrow": (128, 8)}  # channels, windows
 SAMPLES, DEMANDS = 20480, {"fp32": 1.05, "bf16": 1.9}
@@ -56,12 +56,12 @@ class Plain(nn.Module):
             predicted, future = predictor(c[:, :times]), z[:, k : k + times]
             if self.batch_norm:
                 scores = torch.einsum("btd,etd->tbe", predicted, future).flatten(0, 1)
-                labels = torch.arange(rows).repeat(times)
+                labels = torch.arange(rows, device=scores.device).repeat(times)
             else:
                 others = z.flatten(0, 1)[negatives]  # (N, M, D)
                 positive = (predicted * future).sum(2, keepdim=True)
                 scores = torch.cat([positive, torch.einsum("ntd,nmd->ntm", predicted, others)], 2).flatten(0, 1)
-                labels = torch.zeros(len(scores), dtype=torch.long)
+                labels = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
             losses.append(F.cross_entropy(scores, labels))
         return torch.stack(losses).mean()
 
@@ -73,15 +73,17 @@ def model_and_batch(size):
     model = CPCAudioForPreTraining(CPCAudioConfig(backbone_config=encoder))
     # from the other windows: neither side then has a positive among them
     places = torch.randint(128, rows * 128, (rows, model.config.negatives)) + 128 * torch.arange(rows)[:, None]
-    return model, dict(input_values=torch.randn(rows, SAMPLES), negatives=places % (rows * 128))
+    inputs = dict(input_values=torch.randn(rows, SAMPLES), negatives=places % (rows * 128))
+    return model, {name: value.to(device()) for name, value in inputs.items()}
 
 
 def reference(size, batch_norm, losses):
     ours, inputs = model_and_batch(size)
-    model = Plain(ours, batch_norm)
+    model = Plain(ours, batch_norm).to(device())
     optimizer = torch.optim.Adam(model.parameters(), 2e-4)
     if not batch_norm:
-        losses.append(model.eval()(**inputs).item())
+        with sides.exact_products():
+            losses.append(model.eval()(**inputs).item())
     return partial(training_step, lambda: model.train()(**inputs), optimizer)
 
 
@@ -92,7 +94,8 @@ def ours(size, precision, losses):
     model, inputs = model_and_batch(size)
     choose_kernels(model, accelerator)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, 2e-4, TrainingArguments(weight_decay=0.0)))
-    losses.append(model.eval()(**inputs).loss.item())
+    with sides.exact_products():
+        losses.append(model.eval()(**inputs).loss.item())
     return partial(training_step, lambda: model.train()(**inputs).loss, optimizer)
 
 
@@ -116,9 +119,7 @@ def step(args):
     seconds = interleave({name: partial(timed, run) for name, run in steps.items()}, args.rounds)
     references = {"channel norm": "plain fp32, channel norm", "batch norm": "plain fp32, batch norm"}
     channels, rows = SIZES[size]
-    print_speed(
-        f"CPC step, {channels} channels, {rows} windows, {torch.get_num_threads()} threads", seconds, references
-    )
+    print_speed(f"CPC step, {channels} channels, {rows} windows, {place()}", seconds, references)
     for precision, demand in DEMANDS.items():
         for column, reference_name in references.items():
             ratios = [a / b for a, b in zip(seconds[reference_name], seconds[f"hf_ssl {precision}"], strict=True)]

@@ -20,7 +20,7 @@ from hf_ssl.training.arguments import TrainingArguments
 from hf_ssl.training.loop import train
 from hf_ssl.training.optimizers import build_optimizer
 
-from .timing import SPAWN, interleave, verdict
+from .timing import SPAWN, device, interleave, place, synchronize, verdict
 
 LOOP = dict(per_device_train_batch_size=8, max_grad_norm=1.0, logging_steps=10, lr_scheduler_type="cosine")
 WINDOW = 20  # steps of a loop before it is another's turn
@@ -38,6 +38,7 @@ class Toy(SSLModel):
 
     def forward(self, x):
         if self.steps % WINDOW == 0:
+            synchronize()
             self.turn.send(perf_counter() - self.start)
             self.turn.recv()
             self.start = perf_counter()
@@ -66,17 +67,19 @@ class ToyDecoder:
 
 
 def torch_loop(model, data, decoder, steps, folder, accelerator=None):
+    model = model.to(device())
     optimizer, loader = (
         build_optimizer(model, 1e-4, TrainingArguments()),
         DataLoader(data, 8, shuffle=True, collate_fn=decoder),
     )
-    scheduler, total, clip = get_scheduler("cosine", optimizer, 0, steps), torch.zeros(()), nn.utils.clip_grad_norm_
+    scheduler, clip = get_scheduler("cosine", optimizer, 0, steps), nn.utils.clip_grad_norm_
+    total = torch.zeros((), device=device())
     if accelerator:
         model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
         clip = accelerator.clip_grad_norm_
     for step, batch in enumerate(loader, start=1):
         with accelerator.accumulate(model) if accelerator else contextlib.nullcontext():
-            loss = model(**batch).loss
+            loss = model(**{name: value.to(device()) for name, value in batch.items()}).loss
             accelerator.backward(loss) if accelerator else loss.backward()
             clip(model.parameters(), LOOP["max_grad_norm"])
             optimizer.step()
@@ -129,7 +132,9 @@ def compare(rounds):
     # window by window, as the machine's speed changes from one to the next
     added = [median(1e3 / WINDOW * (a - b) for a, b in zip(own, bare, strict=True)) for own in others]
     fastest = [min(own) - min(bare) for own in others]
-    print(f"What a step costs above a bare torch loop's, {windows} windows of {WINDOW} steps; part of the Trainer's")
+    print(
+        f"What a step costs above a bare torch loop's, {place()}, {windows} windows of {WINDOW} steps; part of the Trainer's"
+    )
     for name, own, least in zip(list(runs)[1:], added, fastest, strict=True):
         print(f"{name:12s}{own / added[1]:6.2f}x   of minima {least / fastest[1]:.2f}x   ({own:+.2f} ms here and now)")
     verdict("overhead of hf_ssl over the Trainer's", added[2] / added[1], OF_TRAINER, most=True)

@@ -19,7 +19,7 @@ from hf_ssl.methods._contrastive import queue_cross_entropy, queue_logits
 from . import sides
 from . import views as views_of
 from .quality import compare_quality
-from .timing import interleave, interleave_processes, print_speed, timed, verdict
+from .timing import device, interleave, interleave_processes, place, print_speed, timed, verdict
 
 P, TEMPERATURE, MOMENTUM = 128, 0.2, 0.99
 GROUPED = 32  # the default of batch_norm_group_size
@@ -49,6 +49,7 @@ SIZES = {
         Size("r18-32", 18, 32, 256, LONG, {"fp32": 1.1, "bf16": 1.6}, ALL),
         Size("r50-32", 50, 32, 256, LONG, {"bf16": 1.6}, ("step", "memory")),
         Size("r18-224", 18, 224, 16, 4096, {"bf16": 2.0}, ("step", "views", "memory")),
+        Size("r50-224", 50, 224, 128, LONG, {}, ("step", "memory")),  # for a GPU
     )
 }
 
@@ -76,8 +77,8 @@ def lightlys(size, precision, weights=None):
     from lightly.models.utils import deactivate_requires_grad, update_momentum
 
     backbone, width = sides.torchvision_backbone(size.depth, weights)
-    head = MoCoProjectionHead(width, width, P)
-    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(size.queue, P))
+    head = MoCoProjectionHead(width, width, P).to(device())
+    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(size.queue, P)).to(device())
     if weights:
         head.layers.load_state_dict(sides.part_of(weights, "projector."))
         criterion.memory_bank.bank.copy_(weights["queue"])
@@ -102,7 +103,7 @@ def lightlys(size, precision, weights=None):
 
 
 def where(size):
-    return f"{torch.get_num_threads()} threads, ResNet-{size.depth}, {size.pixels} px, batch {size.batch}, queue {size.queue}"
+    return f"{place()}, ResNet-{size.depth}, {size.pixels} px, batch {size.batch}, queue {size.queue}"
 
 
 def step(size, args):
@@ -114,7 +115,8 @@ def step(size, args):
     steps |= {f"hf_ssl {precision}, of groups of {grouped}": ours(size, precision, grouped) for precision in alike}
 
     batch = sides.noise(size)
-    losses = {name: [run(*batch).item() for _ in range(3)] for name, run in steps.items() if "groups" not in name}
+    with sides.exact_products():
+        losses = {name: [run(*batch).item() for _ in range(3)] for name, run in steps.items() if "groups" not in name}
     # the later losses follow from optimizer, momentum update and queue
     tolerances = {
         EXAMPLE: (0, 0),
@@ -134,10 +136,11 @@ def step(size, args):
 def loss(size, args):
     from lightly.loss import NTXentLoss
 
-    queries, keys, queue = (F.normalize(torch.randn(n, P), dim=1) for n in (size.batch, size.batch, size.queue))
+    rows = size.batch, size.batch, size.queue
+    queries, keys, queue = (F.normalize(torch.randn(n, P, device=device()), dim=1) for n in rows)
     queries.requires_grad_()
-    target = torch.zeros(size.batch, dtype=torch.long)
-    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(size.queue, P))
+    target = torch.zeros(size.batch, dtype=torch.long, device=device())
+    criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(size.queue, P)).to(device())
     criterion.memory_bank.bank.copy_(queue)
 
     def chunked(precision):
@@ -164,9 +167,7 @@ def loss(size, args):
         if max(error) > tolerance:
             raise ValueError(f"{name} differs from {plain} before the timing: loss and gradient by {error}.")
     seconds = interleave({name: partial(timed, run, name) for name in forward}, 3 * args.rounds)
-    title = (
-        f"Queue loss and gradient, {size.batch} x {size.queue} x {P}, {torch.get_num_threads()} threads, equal values."
-    )
+    title = f"Queue loss and gradient, {size.batch} x {size.queue} x {P}, {place()}, equal values."
     print_speed(title, seconds, {"cross_entropy": plain, "lightly": rival})
     if size.queue != LONG:
         return
@@ -192,7 +193,7 @@ def views(size, args):
     seconds = interleave_processes(loops, args.rounds, WINDOW)
     side, count = views_of.SOURCES[pixels]
     print_speed(
-        f"Two views of {pixels} px, batch {batch}, {views_of.WORKERS} workers, {torch.get_num_threads()} threads; "
+        f"Two views of {pixels} px, batch {batch}, {views_of.WORKERS} workers, {place()}; "
         f"{count} cuts of {side} px from photographs{'' if views_of.blur_probability(pixels) else '; no blur'}.",
         seconds, {"torchvision": next(iter(loops)), "lightly": list(loops)[1]},
     )  # fmt: skip
@@ -210,7 +211,7 @@ def our_pipeline(size, precision, group):
 def lightly_pipeline(size, precision):
     run = lightlys(size, precision)
     for batch in views_of.their_views(size.pixels, size.batch, views_of.lightly_transform):
-        yield run(*batch)
+        yield run(*(view.to(device()) for view in batch))
 
 
 def pipeline(size, args):

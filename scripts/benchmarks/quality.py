@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from pretrain_moco import RECIPES
+from pretrain_moco import PRESETS
 
 from hf_ssl import MoCoConfig, MoCoForPreTraining
 from hf_ssl.cli import build_model, image_data, two_views, view_size
@@ -22,7 +22,7 @@ from hf_ssl.training.arguments import TwoViewArguments
 from hf_ssl.training.loop import REFERENCE_BATCH, train
 from hf_ssl.training.optimizers import build_scheduler
 
-from .timing import verdict
+from .timing import device, place, verdict
 
 PROTOCOLS = ("knn", "linear_probe")
 OF_KNN = -0.5  # points over lightly, at least
@@ -35,11 +35,12 @@ def lightly_train(model, rows, decoder, args):
     from lightly.models.utils import deactivate_requires_grad, update_momentum
 
     config = model.config
-    backbone = model.export_encoder().train()
+    backbone = model.export_encoder().train().to(device())
     first = model.projector[0]
-    head = MoCoProjectionHead(first.in_features, first.out_features, config.projection_size)
+    head = MoCoProjectionHead(first.in_features, first.out_features, config.projection_size).to(device())
     head.layers.load_state_dict(model.projector.state_dict())
     criterion = NTXentLoss(config.temperature, memory_bank_size=(config.queue_size, config.projection_size))
+    criterion = criterion.to(device())
     criterion.memory_bank.bank.copy_(model.queue)
     key_backbone, key_head = copy.deepcopy(backbone), copy.deepcopy(head)
     deactivate_requires_grad(key_backbone)
@@ -52,7 +53,7 @@ def lightly_train(model, rows, decoder, args):
     scheduler = build_scheduler(optimizer, args, steps)
     loader = TrainLoader(rows, decoder, batch_size, args.seed, args.dataloader_num_workers)
     for tensors in islice(loader, steps):
-        batch = decoder.view(**tensors)
+        batch = decoder.view(**{name: value.to(device(), non_blocking=True) for name, value in tensors.items()})
         update_momentum(backbone, key_backbone, m=config.momentum)
         update_momentum(head, key_head, m=config.momentum)
         query = head(pooled(backbone, batch["pixel_values"]))
@@ -65,10 +66,10 @@ def lightly_train(model, rows, decoder, args):
 
 
 def compare_quality(seeds, epochs=None):
-    values, training = next(iter(RECIPES.values()))
+    name, (values, training, _) = next(iter(PRESETS.items()))
     training = training | ({"num_train_epochs": epochs} if epochs else {})
-    print(f"\nMoCo's accuracy beside lightly's in percent: {next(iter(RECIPES))} of pretrain_moco.py, "
-          f"{training['num_train_epochs']:g} epochs, seeds 0 to {seeds - 1}.")  # fmt: skip
+    print(f"\nMoCo's accuracy beside lightly's in percent: {name} of pretrain_moco.py, "
+          f"{training['num_train_epochs']:g} epochs, seeds 0 to {seeds - 1}, {place()}.")  # fmt: skip
     found = {"random initialisation": [], "lightly": [], "hf_ssl": []}
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from hf_ssl.hub.conversion.torchvision_resnet import torchvision_name
 from hf_ssl.training.loop import TrainingArguments, choose_kernels
 from hf_ssl.training.optimizers import build_optimizer
 
-from .timing import peak_memory
+from .timing import device, peak_memory
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}  # name -> Accelerate's name
 RESNETS = {  # depth -> what differs from transformers' default
@@ -30,13 +30,13 @@ def native_config(depth):
 
 
 def torchvision_backbone(depth, weights=None):
-    """torchvision's ResNet without its classifier, and the width of its features. weights: of one of our models."""
+    """torchvision's ResNet without its classifier, on the device; the width of its features. weights: of a model of ours."""
     network = getattr(torchvision.models, f"resnet{depth}")()
     width, network.fc = network.fc.in_features, nn.Identity()
     if weights:
         own = part_of(weights, "backbone.")
         network.load_state_dict({torchvision_name(name): value for name, value in own.items()})
-    return network, width
+    return network.to(device()), width
 
 
 def part_of(weights, prefix):
@@ -64,17 +64,22 @@ def our_step(model, precision, **settings):
 
 
 def lightly_optimizer(parameters):
-    return torch.optim.SGD(parameters, RATE, **SGD, foreach=False)  # a loop over the weights: torch's choice on a CPU
+    return torch.optim.SGD(parameters, RATE, **SGD)  # torch's choice: a loop over the weights on a CPU
 
 
 def autocast(precision):
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def exact_products():
+    """For values that are compared before the timing: convolutions of a device are not rounded to TF32, torch's default."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def noise(size):
     """Two views and the seeds of their samples."""
     shape = size.batch, 3, size.pixels, size.pixels
-    return torch.randn(shape), torch.randn(shape), torch.arange(size.batch)
+    return tuple(x.to(device()) for x in (torch.randn(shape), torch.randn(shape), torch.arange(size.batch)))
 
 
 def on_noise(build, size, *how):
@@ -92,9 +97,7 @@ def check_losses(losses, tolerances):
 
 def compare_memory(title, size, builders, rounds):
     """builders: {name: (build, ...)}, the first being the reference. {name: part of the reference's}"""
-    print(
-        f"\n{title}\nPeak resident memory of the first steps above what the process held before, {rounds} fresh ones each."
-    )
+    print(f"\n{title}\nPeak memory of the first steps above what the process held before, {rounds} fresh ones each.")
     growth = {name: [] for name in builders}
     for _ in range(rounds):
         for name, (build, *how) in builders.items():

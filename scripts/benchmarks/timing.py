@@ -1,4 +1,4 @@
-"""Fair turns on a busy machine, memory of a fresh process, and how both are printed."""
+"""Fair turns on a busy machine, on a CPU or a device, memory of a fresh process, and how both are printed."""
 
 import contextlib
 import multiprocessing
@@ -10,11 +10,32 @@ from statistics import median
 from time import perf_counter
 
 import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 SPAWN = multiprocessing.get_context("spawn")
 BLOCK = 31 * 2**18  # numbers, 31 MiB: just below what glibc never keeps
 STEPS = 2  # whose memory counts: gradients and momenta come with the first
+IN_A_ROW = (
+    10  # calls on a device between two looks at the clock: the host prepares one while the device computes another
+)
+
+
+def device():
+    """Where Accelerate puts a model, in spawned processes too: --device decides it by ACCELERATE_USE_CPU."""
+    return PartialState().device
+
+
+def place():
+    """What gave a number, for the titles."""
+    if device().type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return torch.get_device_module(device()).get_device_name()
+
+
+def synchronize():
+    if device().type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def interleave(variants, rounds):
@@ -27,8 +48,17 @@ def interleave(variants, rounds):
 
 
 def timed(function, *arguments):
+    """Seconds of a call; on a device the mean of some in a row."""
+    calls = 1 if device().type == "cpu" else IN_A_ROW
+    return elapsed(partial(function, *arguments), calls) / calls
+
+
+def elapsed(function, calls):
+    synchronize()
     start = perf_counter()
-    function(*arguments)
+    for _ in range(calls):
+        function()
+    synchronize()
     return perf_counter() - start
 
 
@@ -67,7 +97,7 @@ def _serve(turn, window, threads, start_method, loop, *arguments):
     next(items)
     turn.send("ready")
     while turn.recv():
-        turn.send(timed(lambda: [next(items) for _ in range(window)] and None))
+        turn.send(elapsed(partial(next, items), window))
 
 
 def _window(turn, process):
@@ -79,7 +109,8 @@ def _window(turn, process):
 
 
 def peak_memory(build, *arguments):
-    """MiB that the steps of `build(*arguments)`, a function, take above what its process holds before: Linux only."""
+    """MiB that the steps of `build(*arguments)`, a function, take above what is held before them: of a device by its
+    tensors, else by a fresh process, on Linux only."""
     end, far_end = SPAWN.Pipe()
     process = SPAWN.Process(target=_measure, args=(far_end, torch.get_num_threads(), build, *arguments))
     process.start()
@@ -92,11 +123,19 @@ def peak_memory(build, *arguments):
 def _measure(end, threads, build, *arguments):
     torch.set_num_threads(threads)
     step = build(*arguments)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _resident("VmRSS")
+    if device().type == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _resident("VmRSS")
+    else:
+        torch.get_device_module(device()).reset_peak_memory_stats()
+        before = torch.get_device_module(device()).memory_allocated() / 2**20
     for _ in range(STEPS):
         step()
-    end.send(_resident("VmHWM") - before)
+    if device().type == "cpu":
+        peak = _resident("VmHWM")
+    else:
+        peak = torch.get_device_module(device()).max_memory_allocated() / 2**20
+    end.send(peak - before)
 
 
 def _resident(field):

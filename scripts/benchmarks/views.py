@@ -16,6 +16,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hf_ssl.data import TWO_VIEWS, ImageDecoder, TrainLoader, TwoViews
 
+from .timing import device
+
 WORKERS = 2  # processes that decode, on either side
 NORMALIZE = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
 SOURCES = {32: (32, 2048), 224: (256, 256)}  # pixels of a view -> pixels of the photographs, and how many
@@ -114,7 +116,7 @@ def our_views(pixels, batch, decoded=False):
         data = datasets.Dataset.from_dict({"image": [{"bytes": file, "path": None} for file in photographs(pixels)]})
     view = TwoViews(pixels, *NORMALIZE, **TWO_VIEWS["moco_v2"] | {"blur_probability": blur_probability(pixels)})
     for tensors in TrainLoader(data, ImageDecoder("image", 3, view), batch, seed=0, num_workers=WORKERS):
-        yield view(**tensors)
+        yield view(**{name: value.to(device(), non_blocking=True) for name, value in tensors.items()})
 
 
 def check_views(pixels):

@@ -18,7 +18,7 @@ from hf_ssl.evaluation.protocols.words import WordVectors, word_analogies, word_
 from hf_ssl.training.arguments import WordArguments
 from hf_ssl.training.word_loop import train_words
 
-from .timing import interleave, print_speed, verdict
+from .timing import interleave, place, print_speed, verdict
 
 HIERARCHICAL = dict(objective="hierarchical_softmax")
 SIZES = {  # config, gensim's settings, rate, (training, end to end) that is demanded
@@ -51,10 +51,11 @@ def compare(size, rounds, threads, text=None, epochs=1, quality=False):
 
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars
             total = interleave({name: partial(timed, name) for name in runs}, rounds)
+    where = f"{size}, hf_ssl on {place()}, gensim on {threads} threads"
     for number, what in enumerate(("vocabulary and encoding", "training")):
         parts = {name: [seconds[number] for seconds, _ in own[1:]] for name, own in measured.items()}
-        print_speed(f"{size}, {threads} threads: {what}", parts, {"gensim": "gensim"})
-    print_speed(f"{size}, {threads} threads: from text to vectors", total, {"gensim": "gensim"})
+        print_speed(f"{where}: {what}", parts, {"gensim": "gensim"})
+    print_speed(f"{where}: from text to vectors", total, {"gensim": "gensim"})
     verdict("training", _ratio(parts), training)
     if whole:
         verdict("from text to vectors", _ratio(total), whole)
@@ -91,7 +92,8 @@ def ours(text, config, rate, threads, epochs, seed):
         how = dict(num_train_epochs=epochs, learning_rate=rate, cpu_threads=threads, seed=seed, save_steps=0)
         train_words(model, corpus, WordArguments(output_dir=f"{folder}/run", **how))
         end = perf_counter()
-    return counted - start, end - counted, WordVectors(corpus.words, model.words.embeddings.weight[1:].detach())
+    vectors = model.words.embeddings.weight[1:].detach().cpu()
+    return counted - start, end - counted, WordVectors(corpus.words, vectors)
 
 
 def scores(vectors):
