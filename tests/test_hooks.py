@@ -12,7 +12,18 @@ from safetensors.torch import load_file
 from test_training import after_step, same_weights
 from torch import nn
 
-from hf_ssl.data import ImageDecoder, RandomResizedCropAndFlip, image_rows, load_split
+from hf_ssl.data import (
+    VIEWS,
+    DataError,
+    ImageDecoder,
+    LabelledCompanions,
+    LabelledRows,
+    RandomResizedCropAndFlip,
+    TrainLoader,
+    Views,
+    image_rows,
+    load_split,
+)
 from hf_ssl.data.views import CenterCrop
 from hf_ssl.errors import InputError
 from hf_ssl.methods._base import SSLConfig, SSLModel, SSLOutput
@@ -172,3 +183,130 @@ def test_rows_without_numbers_are_refused_before_training(shards, tmp_path):
     with pytest.raises(InputError, match="^Remembers was built for num_samples=100, but the data have 120 rows"):
         pretrain(shards, tmp_path / "run", num_samples=100)
     assert not (tmp_path / "run").exists()
+
+
+@strict
+class ConsistentConfig(SSLConfig):
+    model_type = "ssl_consistent"
+
+
+class Consistent(SSLModel):
+    """Names the labelled images, and is to say the same of two views of the others."""
+
+    config: ConsistentConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 12), nn.Tanh(), nn.Linear(12, 10))
+        self.post_init()
+
+    def forward(self, pixel_values, pixel_values_2, labelled_pixel_values, labels, **kwargs):
+        one, other = self.encoder(pixel_values), self.encoder(pixel_values_2)
+        named = F.cross_entropy(self.encoder(labelled_pixel_values), labels)
+        return SSLOutput(loss=named + (one.softmax(1) - other.softmax(1)).square().mean(), features=one)
+
+    def after_step(self, progress):
+        time.sleep(0.01)
+
+
+def partly_labelled(data):
+    """The rows of `shards`, a tenth of them with a label; the others have -1 or nothing."""
+    rows, column = image_rows(load_split(str(data)))
+    labels = [label if i % 10 == 0 else (None, -1)[i % 2] for i, label in enumerate(rows["label"])]
+    return rows.remove_columns("label").add_column("label", labels), column
+
+
+def _semi_supervised(data, output_dir, options):
+    settings = dict(
+        output_dir=str(output_dir), dataset_name=str(data), max_steps=40, per_device_train_batch_size=8,
+        learning_rate=0.3, logging_steps=10, seed=3, dataloader_num_workers=1,
+    )  # fmt: skip
+    args = TrainingArguments(**settings | options)
+    rows, column = partly_labelled(data)
+    decoder = ImageDecoder(column, 3, Views(16, [0.5], [0.5], VIEWS["moco_v2"]))
+    weak = ImageDecoder(column, 3, RandomResizedCropAndFlip(16, [0.5], [0.5]))
+    decoder = LabelledCompanions(decoder, rows, "label", weak, every=2)
+    torch.manual_seed(0)
+    return train(Consistent(ConsistentConfig()), rows, decoder, args).history
+
+
+def test_labelled_companions_are_the_same_on_two_processes_and_after_a_kill(shards, tmp_path):
+    whole = launch(_semi_supervised, shards, tmp_path / "whole", {})[0]
+    assert whole[-1]["loss"] < 0.85 * whole[0]["loss"]
+    options = {"per_device_train_batch_size": 4}
+    two = launch(_semi_supervised, shards, tmp_path / "two", options, processes=2)[0]
+    assert [e["loss"] for e in two] == pytest.approx([e["loss"] for e in whole], rel=1e-4)
+    for name, value in buffers(tmp_path / "whole", 40).items():
+        torch.testing.assert_close(buffers(tmp_path / "two", 40)[name], value, rtol=1e-3, atol=1e-4)
+    options |= {"save_steps": 1, "resume_from_checkpoint": "auto"}
+    moment = after_step(tmp_path / "killed", 9, 0.02)
+    killed = launch(_semi_supervised, shards, tmp_path / "killed", options, processes=2, kill_when=moment)
+    assert set(killed) == {-9} and not (tmp_path / "killed/checkpoints/step_40").exists()
+    resumed = launch(_semi_supervised, shards, tmp_path / "killed", options, processes=2)[0]
+    assert same_weights(tmp_path / "two", tmp_path / "killed", 40) and resumed == two
+
+
+def test_companions_are_drawn_from_the_labelled_rows_alone(shards):
+    """Each about as often, with its own label, and another in each epoch."""
+    rows, column = partly_labelled(shards)
+
+    class WithIds(ImageDecoder):
+        def decode(self, row):
+            return super().decode(row), row["id"]
+
+        def collate(self, decoded, sample_seeds):
+            images, ids = zip(*decoded, strict=True)
+            return super().collate(list(images), sample_seeds) | {"ids": torch.tensor(ids)}
+
+    inner = WithIds(column, 3, RandomResizedCropAndFlip(16, [0.5], [0.5]))
+    batches = iter(TrainLoader(rows, LabelledCompanions(inner, rows, "label"), ROWS, seed=1))
+    drawn = [next(batches) for _ in range(10)]
+    ids = torch.stack([batch["labelled_ids"][batch["ids"].argsort()] for batch in drawn])  # (epoch, row)
+    assert set(ids.unique().tolist()) == set(range(0, ROWS, 10))
+    assert ((ids.flatten().bincount()[::10] - 100) ** 2 / 100).sum() < 31  # chi-squared, 11: p = 1e-3
+    assert 0.04 < (ids[0] == ids[1]).float().mean() < 0.16
+    for batch in drawn:
+        expected = [rows[row]["label"] for row in batch["labelled_ids"].tolist()]
+        assert batch["labels"].tolist() == expected and batch["labels"].dtype == torch.int64
+    whole = TrainLoader(rows, LabelledCompanions(inner, rows, "label", every=4), 24, seed=1)
+    part = TrainLoader(rows, LabelledCompanions(inner, rows, "label", every=4), 12, seed=1, process=1, processes=2)
+    whole, part = next(iter(whole)), next(iter(part))
+    assert whole["labelled_images"].shape[0] == len(whole["labels"]) == 6
+    assert torch.equal(whole["labels"][3:], part["labels"])
+    assert torch.equal(whole["labelled_images"][3:], part["labelled_images"])
+
+
+def test_broken_companions_are_replaced_and_rows_tell_their_own_labels(shards):
+    rows, column = partly_labelled(shards)
+
+    class HalfBroken(ImageDecoder):
+        def decode(self, row):
+            if row["id"] % 20 == 0:
+                raise ValueError("broken on purpose")
+            return super().decode(row)
+
+    decoder = ImageDecoder(column, 3, RandomResizedCropAndFlip(16, [0.5], [0.5]))
+    companions = LabelledCompanions(decoder, rows, "label", HalfBroken(column, 3, decoder.view))
+    labels = next(iter(TrainLoader(rows, companions, ROWS, seed=1)))["labels"]
+    whole = {rows[row]["label"] for row in range(10, ROWS, 20)}
+    assert set(labels.tolist()) == whole
+    batch = next(iter(TrainLoader(rows, LabelledRows(decoder, "label"), ROWS, seed=1, sample_indices=True)))
+    expected = [-1 if label is None else label for label in rows["label"]]
+    assert batch["labels"].tolist() == [expected[row] for row in batch["sample_indices"].tolist()]
+    assert batch["labels"].eq(-1).sum() == ROWS - 12
+
+
+def test_labels_that_cannot_be_are_named(shards):
+    rows, column = partly_labelled(shards)
+    decoder = ImageDecoder(column, 3, RandomResizedCropAndFlip(16, [0.5], [0.5]))
+    with pytest.raises(DataError, match="^label_column 'label' labels none of 9 rows"):
+        LabelledCompanions(decoder, rows.select(range(1, 10)), "label")
+    with pytest.raises(DataError, match="^label_column 'name' is not in the data set"):
+        LabelledCompanions(decoder, rows, "name")
+    with pytest.raises(DataError, match="^label_column 'name' holds 'x': expected class numbers"):
+        LabelledCompanions(decoder, rows.add_column("name", ["x"] * ROWS), "name")
+    with pytest.raises(DataError, match="^The labelled rows are a stream"):
+        LabelledCompanions(decoder, rows.to_iterable_dataset(), "label")
+    batches = TrainLoader(rows, LabelledCompanions(decoder, rows, "label", every=3), 8, seed=0, num_workers=1)
+    with pytest.raises(DataError, match="^A process's batch of 8 has a labelled row for every 3 samples"):
+        next(iter(batches))

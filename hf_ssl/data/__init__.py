@@ -3,6 +3,7 @@
 from .audio import audio_length, audio_rows, decode_audio, open_audio
 from .bpe import train_bpe
 from .images import ImageDecoder, decode_image, image_processor, image_rows
+from .labels import LabelledCompanions, LabelledRows
 from .loader import TrainLoader
 from .loading import DataError, load_split
 from .pairs import PairDecoder, pair_rows
@@ -19,6 +20,8 @@ __all__ = [
     "AudioWindows",
     "DataError",
     "ImageDecoder",
+    "LabelledCompanions",
+    "LabelledRows",
     "PairDecoder",
     "RandomResizedCropAndFlip",
     "RandomSquareCrop",

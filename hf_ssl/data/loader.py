@@ -52,6 +52,11 @@ class RowDecoder(Protocol):
     def collate(self, items: list, sample_seeds: torch.Tensor) -> dict: ...
 
 
+def without_augmentation(decoder):
+    """The decoder of the same rows as evaluation sees them; `decoder` itself, where it makes no difference."""
+    return decoder.without_augmentation() if hasattr(decoder, "without_augmentation") else decoder
+
+
 @dataclass
 class Skipped:
     """How many rows no batch could be made of, and why the last of each kind was none."""
@@ -84,6 +89,14 @@ class Batch:
         """Asked for by the DataLoader where there is an accelerator; it would pass an unknown object by."""
         self.tensors = {name: value.pin_memory() for name, value in self.tensors.items()}
         return self
+
+
+def _make_batch(decoder, items, seeds, *how):
+    """The Batch of decoded items. A DataError becomes its error: raised in a worker, it would come with a traceback."""
+    try:
+        return Batch(decoder.collate(items, torch.tensor(seeds)), *how)
+    except DataError as error:
+        return Batch(error=str(error))
 
 
 class TrainLoader:
@@ -270,10 +283,10 @@ class _Rows(Dataset):
                 return Batch(error=f"{told}, the last because: {reason}.")
             rows.append(row)
             seeds.append(seed)
-        tensors = self.decoder.collate(items, torch.tensor(seeds))
+        batch = _make_batch(self.decoder, items, seeds, skipped, keys[0][0])
         if self.sample_indices:
-            tensors["sample_indices"] = torch.tensor(rows)
-        return Batch(tensors, skipped, keys[0][0])
+            batch.tensors["sample_indices"] = torch.tensor(rows)
+        return batch
 
     def _stand_in(self, epoch, row, attempt):
         """Another row, the same at every try of this run; of the same group, unless half of the attempts were in vain."""
@@ -351,8 +364,7 @@ class _StreamBatches(IterableDataset):
                     continue
                 seeds.append(seed)
                 epoch = key[0]
-            tensors = self.decoder.collate(items, torch.tensor(seeds))
-            yield Batch(tensors, skipped, epoch, worker, stream.position())
+            yield _make_batch(self.decoder, items, seeds, skipped, epoch, worker, stream.position())
 
     def _shard_order(self, epoch):
         return _permutation(self.data.num_shards, self.seed, epoch).tolist()

@@ -15,7 +15,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
 from tqdm.auto import tqdm
 
-from ..data.loader import TrainLoader
+from ..data.loader import TrainLoader, without_augmentation
 from ..data.loading import DataError
 from ..errors import InputError
 from ..methods._backbone import checkpoint_activations
@@ -262,8 +262,7 @@ def _begin_epoch(accelerator, model, loader, epoch, seed):
 
 def _features_of_all_rows(accelerator, model, loader, epoch):
     """(num_rows, D) float32 of all rows in their order, on every process: `embed` of them without augmentation."""
-    decoder = loader.decoder
-    decoder = decoder.without_augmentation() if hasattr(decoder, "without_augmentation") else decoder
+    decoder = without_augmentation(loader.decoder)
     wanted, features = inspect.signature(model.embed).parameters, []
     for batch in loader.in_row_order(decoder, epoch):
         batch = decoder.view(**{k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()})
