@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import datasets
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from hf_ssl.data import TWO_VIEWS, ImageDecoder, TrainLoader, TwoViews
+from hf_ssl.data import VIEWS, ImageDecoder, TrainLoader, Views
 
 from .timing import device
 
@@ -114,7 +114,8 @@ def our_views(pixels, batch, decoded=False):
         data = Decoded(pixels)
     else:
         data = datasets.Dataset.from_dict({"image": [{"bytes": file, "path": None} for file in photographs(pixels)]})
-    view = TwoViews(pixels, *NORMALIZE, **TWO_VIEWS["moco_v2"] | {"blur_probability": blur_probability(pixels)})
+    recipes = [replace(recipe, blur_probability=blur_probability(pixels)) for recipe in VIEWS["moco_v2"]]
+    view = Views(pixels, *NORMALIZE, recipes)
     for tensors in TrainLoader(data, ImageDecoder("image", 3, view), batch, seed=0, num_workers=WORKERS):
         yield view(**{name: value.to(device(), non_blocking=True) for name, value in tensors.items()})
 
