@@ -1,15 +1,11 @@
 """The parts that methods are made of."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from methods.tester import TINY_RESNET, TINY_VIT
-from processes import launch
+from processes import on_pair, run_plain
 from torch import nn
 from torch.nn.functional import softplus
 from torch.nn.parallel import DistributedDataParallel
@@ -62,10 +58,8 @@ class TestBase:
             model.embed(torch.zeros(2, 3, 16, 16))
 
 
-def on_each_process(processes):
+def on_each_process():
     """What the parts that span processes compute of a batch of 8, of which each process holds a part."""
-    if processes > 1:
-        torch.distributed.init_process_group("gloo")
     values = {f"sum: {name}": value for name, value in summed().items()} | {"bank": written()}
     for affine in (False, True):
         for x in (WAVES, WAVES[:, :, 0, 0]):
@@ -110,12 +104,12 @@ def written():
 
 @pytest.fixture(scope="module")
 def alone():
-    return on_each_process(1)
+    return on_each_process()
 
 
 class TestOverProcesses:
     def test_two_processes_equal_one(self, alone):
-        for rank, values in enumerate(launch(on_each_process, 2, processes=2)):
+        for rank, values in enumerate(on_pair(on_each_process)):
             assert values.keys() == alone.keys()
             for name, value in values.items():
                 expected = np.split(alone[name], 2)[rank] if name.endswith((": of x", ": y")) else alone[name]
@@ -170,7 +164,6 @@ class TestTwoPlayers:
 
 WITHOUT_HF_SSL = """
 import sys, torch
-sys.modules["hf_ssl"] = None
 from transformers import AutoModel
 folder, again = sys.argv[1:]
 expected = torch.load(folder + "/expected.pt")
@@ -238,10 +231,7 @@ class TestTwoHalves:
         model.save_pretrained(folder)
         assert sorted(path.name for path in folder.glob("*.py")) == ["_resnet.py", "_two_halves.py"]
         torch.save({"pixels": pixels, "features": model(pixels).pooler_output}, folder / "expected.pt")
-        environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-        command = [sys.executable, "-c", WITHOUT_HF_SSL, str(folder), str(tmp_path / "again")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        run_plain(WITHOUT_HF_SSL, folder, tmp_path / "again")
         for source in (folder, tmp_path / "again"):
             loaded = AutoModel.from_pretrained(source).eval()
             assert type(loaded) is SSLTwoHalvesModel

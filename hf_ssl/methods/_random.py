@@ -19,6 +19,7 @@ GREY_STREAM = 104  # views: whether colour is taken away
 BLUR_STREAM = 105  # views: whether it is blurred, and how much
 SOLARIZE_STREAM = 106  # views: whether bright pixels are inverted
 CAPTION_STREAM = 111  # image-text pairs: which caption, in which words
+COMPANION_STREAM = 112  # semi-supervised batches: which labelled row accompanies a sample
 VIEW_STREAM = 201  # the first of several views; the others have the next numbers, up to 299
 # Rows of tokens, which are never images, so that these may be numbers of image methods too
 HIDDEN_POSITIONS_STREAM, HIDDEN_ACTIONS_STREAM, HIDDEN_WORDS_STREAM = 1, 2, 3  # which tokens, and what replaces them
