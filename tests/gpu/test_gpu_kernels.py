@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 from test_gpu_methods import nothing_waits
 
-from hf_ssl.data import TWO_VIEWS, RandomResizedCropAndFlip, RandomSquareCrop, TwoViews
+from hf_ssl.data import VIEWS, RandomResizedCropAndFlip, RandomSquareCrop, Views
 from hf_ssl.methods._contrastive import CHUNK, SHARPEST, queue_cross_entropy
 
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-VIEWS = {name: lambda name=name: TwoViews(96, MEAN, STD, **TWO_VIEWS[name]) for name in TWO_VIEWS}
-VIEWS |= {
-    "solarized": lambda: TwoViews(96, MEAN, STD, **TWO_VIEWS["simclr"], solarize_probability=0.5),
-    "mae": lambda: RandomResizedCropAndFlip(96, MEAN, STD),
-    "clip": lambda: RandomSquareCrop(96, MEAN, STD, scale=(0.5, 1.0)),
+NORMALIZE = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+MADE = {name: Views(96, *NORMALIZE, recipes) for name, recipes in VIEWS.items()}
+MADE |= {
+    "with local crops": Views(96, *NORMALIZE, VIEWS["simclr"], local_size=48, local_recipes=VIEWS["byol"]),
+    "mae": RandomResizedCropAndFlip(96, *NORMALIZE),
+    "clip": RandomSquareCrop(96, *NORMALIZE, scale=(0.5, 1.0)),
 }
 
 
@@ -37,30 +37,35 @@ def test_queue_loss_and_gradient_are_the_cpus(device, dtype, tolerance, temperat
     assert (gradient - wanted).norm() <= tolerance * wanted.norm()
 
 
-@pytest.mark.parametrize("name", VIEWS)
+def decoded(view, count=32, height=120, width=140):
+    """What the view takes of one batch: smooth images, their seeds and crops."""
+    images = F.interpolate(torch.rand(count, 3, height // 10, width // 10), (height, width), mode="bicubic")
+    seeds = torch.arange(count) + 7
+    boxes = view.boxes(seeds, torch.full((count,), height), torch.full((count,), width))
+    boxes = boxes.split([len(crops) for crops in view.crops.values()], dim=1)
+    batch = {"images": images.clamp(0, 1).mul(255).byte()[:, None], "sample_seeds": seeds}
+    return batch | {f"{prefix}boxes": own for prefix, own in zip(view.crops, boxes, strict=True)}
+
+
+def moved(batch, device):
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("name", MADE)
 def test_views_are_the_cpus(device, name):
     """Of the same images and draws, to a thousandth of a pixel's standard deviation."""
-    view, count = VIEWS[name](), 32
-    images = (
-        F.interpolate(torch.rand(count, 3, 12, 14), (120, 140), mode="bicubic").clamp(0, 1).mul(255).byte()[:, None]
-    )
-    seeds = torch.arange(count) + 7
-    boxes = view.boxes(seeds, torch.full((count,), 120), torch.full((count,), 140))
-    expected = view(images, seeds, boxes)
-    found = view(*(x.to(device) for x in (images, seeds, boxes)))
+    batch = decoded(MADE[name])
+    expected, found = MADE[name](**batch), MADE[name](**moved(batch, device))
     assert found.keys() == expected.keys()
     for key, value in found.items():
         torch.testing.assert_close(value.cpu(), expected[key], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", MADE)
 def test_making_views_never_waits_for_the_device(device, name):
     if device.type == "cpu":
         pytest.skip("a CPU augments the chosen rows alone")
-    view, count = VIEWS[name](), 8
-    seeds = torch.arange(count)
-    images = torch.randint(256, (count, 1, 3, 120, 140), dtype=torch.uint8)
-    arguments = [x.to(device) for x in (images, seeds, view.boxes(seeds, seeds * 0 + 120, seeds * 0 + 140))]
-    view(*arguments)  # the constants are moved once
+    batch = moved(decoded(MADE[name], count=8), device)
+    MADE[name](**batch)  # the constants are moved once
     with nothing_waits(device):
-        view(*arguments)
+        MADE[name](**batch)

@@ -13,7 +13,7 @@ from methods.tester import TINY_VIT
 from safetensors.torch import load_file
 
 from hf_ssl import MAEConfig, MAEForPreTraining, MoCoConfig, MoCoForPreTraining
-from hf_ssl.data import TWO_VIEWS, ImageDecoder, RandomResizedCropAndFlip, TwoViews, image_rows, load_split
+from hf_ssl.data import VIEWS, ImageDecoder, RandomResizedCropAndFlip, Views, image_rows, load_split
 from hf_ssl.training.arguments import TrainingArguments
 from hf_ssl.training.checkpoints import list_checkpoints
 from hf_ssl.training.loop import train
@@ -26,7 +26,7 @@ DROPPING_VIT = TINY_VIT | {"hidden_dropout_prob": 0.1}  # draws from the device'
 def moco():
     """Its stem has no max-pooling, whose backward has no deterministic kernel with channels last."""
     config = MoCoConfig(backbone_config=SMALL_RESNET, queue_size=40, projection_size=16, batch_norm_group_size=4)
-    view = TwoViews(32, [0.5], [0.5], **TWO_VIEWS["moco_v2"])
+    view = Views(32, [0.5], [0.5], VIEWS["moco_v2"])
     return MoCoForPreTraining(config), view, dict(optim="sgd", weight_decay=1e-4, learning_rate=1.0)
 
 
