@@ -1,4 +1,4 @@
-.PHONY: help format lint test proofs
+.PHONY: help format lint test proofs gpu conformance
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -14,3 +14,9 @@ test:  ## Run the tests
 
 proofs:  ## Run the slow proofs: every method beats its random initialisation
 	pytest -m slow
+
+gpu:  ## Run the tests that want a GPU, and write outputs/gpu_steps.md
+	pytest tests/gpu
+
+conformance:  ## Run transformers' own common tests, from its source archive, against our classes
+	python tests/conformance/run.py

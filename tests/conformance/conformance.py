@@ -1,0 +1,67 @@
+"""transformers' common tests of models and configs on every method, with the tiny config and batch of its own tester.
+
+Not collected by plain pytest: `run.py`, beside this file, unpacks transformers' tests and starts it.
+"""
+
+import copy
+import importlib
+import unittest
+from types import SimpleNamespace
+
+from methods.tester import MethodTester
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_modeling_common import ModelTesterMixin
+
+from hf_ssl.methods import METHODS
+
+
+def tester_of(name) -> MethodTester:
+    """The first tester of the method in its test file."""
+    found = vars(importlib.import_module(f"test_{name}")).values()
+    testers = [each for each in found if isinstance(each, type) and issubclass(each, MethodTester)]
+    return next(each() for each in testers if getattr(each, "model_class", None) is METHODS[name])
+
+
+def model_tester(tester):
+    """What transformers' tests ask of the tester of one of its own models."""
+    config_class, batch = tester.model_class.config_class, tester.batch()
+    backbone = config_class(**copy.deepcopy(tester.config)).backbone_config
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    given = {name: getattr(backbone, name) for name in sizes if hasattr(backbone, name)}
+    rows = batch[tester.model_class.main_input_name]
+
+    def prepare():
+        return config_class(**copy.deepcopy(tester.config)), copy.deepcopy(batch)
+
+    return SimpleNamespace(
+        prepare_config_and_inputs_for_common=prepare,
+        batch_size=len(rows), seq_length=rows.shape[1], is_training=True, **given,
+    )  # fmt: skip
+
+
+def conformance_of(name):
+    tester = tester_of(name)
+    model_class = METHODS[name]
+    reads_tokens = model_class.main_input_name == "input_ids"
+    plain = {name: value for name, value in tester.config.items() if not isinstance(value, dict)}  # no sub-configs
+
+    def set_up(self):
+        self.model_tester = model_tester(tester)
+        self.config_tester = ConfigTester(
+            self, model_class.config_class, has_text_modality=False, common_properties=[], **copy.deepcopy(plain)
+        )
+
+    members = dict(
+        all_model_classes=(model_class,),
+        has_attentions=model_class._supports_sdpa,
+        test_resize_embeddings=reads_tokens,
+        test_torch_exportable=False,
+        _is_composite="text" in model_class.input_modalities and "image" in model_class.input_modalities,
+        setUp=set_up,
+        test_config=lambda self: self.config_tester.run_common_tests(),
+    )
+    return type(f"Test_{name}", (ModelTesterMixin, unittest.TestCase), members)
+
+
+for _name in METHODS:
+    globals()[f"Test_{_name}"] = conformance_of(_name)
