@@ -10,12 +10,11 @@ from .pairs import PairDecoder, pair_rows
 from .segments import TokenBatches, token_rows
 from .sentence_windows import WindowBatches, sentence_rows
 from .text import passages, sentences, text_rows
-from .views import TWO_VIEWS, VIEWS, RandomResizedCropAndFlip, RandomSquareCrop, TwoViews, ViewRecipe, Views
+from .views import VIEWS, RandomResizedCropAndFlip, RandomSquareCrop, ViewRecipe, Views
 from .windows import AudioWindows, WaveformBatches, audio_windows, speaker_column
 from .wordpiece import train_wordpiece
 
 __all__ = [
-    "TWO_VIEWS",
     "VIEWS",
     "AudioWindows",
     "DataError",
@@ -27,7 +26,6 @@ __all__ = [
     "RandomSquareCrop",
     "TokenBatches",
     "TrainLoader",
-    "TwoViews",
     "ViewRecipe",
     "Views",
     "WaveformBatches",

@@ -7,11 +7,10 @@ import datasets
 import numpy as np
 import torch
 
-from ..methods._random import fold_in, uniform
+from ..methods._random import COMPANION_STREAM, fold_in, uniform
 from .loader import ATTEMPTS, RowDecoder, without_augmentation
 from .loading import DataError, find_column
 
-COMPANION_STREAM = 112  # separates the draw of a sample's companion from its other draws (`hf_ssl.methods._random`)
 PREFIX = "labelled_"  # of what a batch holds of the companions
 
 

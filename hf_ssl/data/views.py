@@ -6,7 +6,7 @@ is made in. What the decoder (`hf_ssl.data.images`) asks of a view: `boxes`, of 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
@@ -279,14 +279,7 @@ VIEWS = {
     "simclr": (SIMCLR, SIMCLR),
     "byol": (BYOL, BYOL_2),
 }
-
-
-# one recipe for both views, as keyword arguments
-TWO_VIEWS = {name: asdict(one) for name, (one, other) in VIEWS.items() if one == other}
-
-
-def TwoViews(size, mean, std, **recipe):
-    return Views(size, mean, std, [ViewRecipe(**recipe)] * 2)
+TWO_VIEWS = VIEWS  # as `hf_ssl.training.arguments` calls it
 
 
 @lru_cache
