@@ -5,10 +5,8 @@ All of it talks to tests/hub_server.py in the client's own protocol; nothing is 
 
 import importlib
 import json
-import os
 import re
 import resource
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ from conftest import HOME
 from hub_server import Fault, User
 from huggingface_hub import ModelCard
 from methods.tester import MethodTester
-from processes import launch
+from processes import launch, run_plain
 from safetensors.torch import load_file
 from test_scripts import run
 from test_training import pretrain, same_weights
@@ -145,7 +143,6 @@ def commits(hub, repo="org/tiny"):
 
 PLAIN = """
 import json, sys, torch
-sys.modules["hf_ssl"] = None
 from transformers import AutoModel, AutoTokenizer
 for repo, own, file in json.loads(sys.argv[1]):
     expected = torch.load(file)
@@ -190,10 +187,7 @@ def test_round_trip_of_every_method(hub, token, tmp_path):
         assert type(loaded) is METHODS[name] and not any(report.values())
         assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
         assert set(verify(f"org/{name}")) >= {"config.json", "model.safetensors", "pretraining/model.safetensors"}
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", PLAIN, json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    run_plain(PLAIN, json.dumps(asked), HF_HUB_CACHE=str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").rglob("pretraining")), "who wants the encoder does not fetch the rest"
 
 

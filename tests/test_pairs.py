@@ -12,6 +12,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from processes import run_plain
 from test_scripts import run, run_card
 from transformers import (
     AutoModel,
@@ -247,7 +248,6 @@ def test_a_release_classifies_without_hf_ssl(tmp_path):
     run_card(folder, "probabilities.shape == (1, 2) and features.shape[0] == 1")
     program = """
 import sys
-sys.modules["hf_ssl"] = None
 from PIL import Image
 from transformers import AutoModel, pipeline
 model, report = AutoModel.from_pretrained(sys.argv[1], output_loading_info=True)
@@ -258,8 +258,7 @@ for mode in ("RGB", "L"):
     found = classify(Image.new(mode, (90, 40)), candidate_labels=["dog", "red heart"], hypothesis_template="{}, icon")
     assert {answer["label"] for answer in found} == {"dog", "red heart"} and sum(a["score"] for a in found) > 0.999
 """
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_plain(program, folder)
 
 
 def test_locked_image_tuning_of_other_towers(tmp_path):

@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 import torchvision
 from huggingface_hub.errors import StrictDataclassError
+from processes import run_plain
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -66,12 +65,7 @@ def folder(tmp_path_factory):
 
 
 def run_without_hf_ssl(program, cache):
-    program = "import sys, torch\nsys.modules['hf_ssl'] = None\n" + program
-    environment = os.environ | {"HF_HOME": str(cache), "HF_MODULES_CACHE": str(cache / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stderr
+    run_plain("import torch\n" + program, HF_HUB_CACHE=str(cache))
 
 
 # -- the network ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import datasets
 import pytest
 import torch
 from methods.tester import TINY_RESNET
-from processes import launch
+from processes import launch, run_plain
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -97,9 +97,7 @@ def test_the_card_tells_the_numbers_of_the_run(release, pictures):
 def run_card(folder, check):
     """The first code of a card as printed, and an assertion after it, in a process that has only transformers."""
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    program = f"import sys\nsys.modules['hf_ssl'] = None\n{code}\nassert {check}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_plain(f"{code}\nassert {check}")
 
 
 def test_the_code_of_the_card_runs_as_printed(release):
@@ -137,7 +135,6 @@ def test_the_release_loads_where_hf_ssl_is_not_installed(release):
     folder, _ = release
     program = """
 import sys
-sys.modules["hf_ssl"] = None
 import numpy as np, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
@@ -158,8 +155,7 @@ classifier, report = AutoModelForImageClassification.from_pretrained(folder, num
 assert set(report["missing_keys"]) == {"classifier.weight", "classifier.bias"}, report
 assert classifier(**inputs).logits.shape == (1, 10)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_plain(program, folder)
 
 
 def test_the_whole_model_comes_back(release):
@@ -177,7 +173,6 @@ def test_the_whole_model_comes_back(release):
 
 WITHOUT_HF_SSL = """
 import sys
-sys.modules["hf_ssl"] = None
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, ResNetBackbone, pipeline
 folder, trust = sys.argv[1], {"trust_remote_code": True} if sys.argv[2] == "trust" else {}
@@ -208,9 +203,7 @@ def test_moco_from_any_encoder_leaves_a_native_release(pictures, tmp_path):
     assert code == 0 and "| Pretrained |" in out, err
     card = (folder / "README.md").read_text()
     assert "images/views.png" in card and (folder / "images/views.png").is_file() and "{{" not in card
-    command = [sys.executable, "-c", WITHOUT_HF_SSL, str(folder), "plain", "ResNetModel"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_plain(WITHOUT_HF_SSL, folder, "plain", "ResNetModel")
 
     code, _, err = run(
         "pretrain_moco.py",
@@ -237,10 +230,7 @@ def test_simclr_leaves_its_own_resnet_that_brings_its_code(pictures, tmp_path):
     arguments = ["--dataset_name", pictures, "--output_dir", folder, "--max_steps", 2, "--eval_protocols", "knn"]
     code, out, err = run("pretrain_simclr.py", *arguments)
     assert code == 0 and "| Pretrained |" in out, err
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", WITHOUT_HF_SSL, str(folder), "trust", "SSLResNetModel"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    run_plain(WITHOUT_HF_SSL, folder, "trust", "SSLResNetModel")
     assert "trust_remote_code=True" in (folder / "README.md").read_text()
     # after `import hf_ssl` there is nothing to trust
     assert type(AutoModel.from_pretrained(folder)) is hf_ssl.SSLResNetModel

@@ -1,10 +1,8 @@
 """New words for a trained encoder: the map, the tokenizer, and a release that plain transformers loads."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from processes import run_plain
 from test_scripts import run
 
 from hf_ssl import CPCTextModel, CPCTextModelConfig
@@ -64,13 +62,11 @@ def test_the_script_leaves_a_release(trained, tmp_path):
     assert "`vectors.bin`" in card and str(tmp_path) not in card and "{{" not in card
     program = """
 import sys
-sys.modules["hf_ssl"] = None
 from transformers import AutoModel, AutoTokenizer
 model, report = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True, output_loading_info=True)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert not any(report.values()) and len(tokenizer) == model.config.vocab_size == 16
 assert model(**tokenizer("Rain in Paris", return_tensors="pt")).pooler_output.abs().sum() > 0
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "larger")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_plain(program, tmp_path / "larger")
     assert "exists: expected a new folder" in run("expand_vocabulary.py", *arguments)[2]

@@ -1,15 +1,13 @@
 """Text as word numbers, the training of word vectors, and what is done with them."""
 
 import json
-import subprocess
-import sys
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from processes import launch
+from processes import launch, run_plain
 from test_scripts import run, run_card
 from transformers import AutoModel, AutoTokenizer
 
@@ -241,18 +239,16 @@ def test_files_of_word2vec_come_and_go(vectors, tmp_path, name):
     assert code == 0, err
     program = """
 import sys
-sys.modules["hf_ssl"] = None
 import torch
 from transformers import AutoModel, AutoTokenizer
 tokenizer, model = (auto.from_pretrained(sys.argv[1], trust_remote_code=True) for auto in (AutoTokenizer, AutoModel))
 output = model(**tokenizer(["paris Berlin nowhere", "cat"], padding=True, return_tensors="pt"))
 print(output.last_hidden_state.shape, output.pooler_output.sum(1).tolist())
 """
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "release"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    printed = run_plain(program, tmp_path / "release")
     expected = [vectors.vectors[[0, 4]].mean(0).sum().item(), vectors.vectors[8].sum().item()]
-    assert done.stdout.startswith("torch.Size([2, 3, 16])")
-    assert json.loads(done.stdout.split("]) ")[1]) == pytest.approx(expected, abs=1e-4)
+    assert printed.startswith("torch.Size([2, 3, 16])")
+    assert json.loads(printed.split("]) ")[1]) == pytest.approx(expected, abs=1e-4)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
     with pytest.raises(InputError, match="ends after 9 of 10 words"):
         WordVectors.load(tmp_path / name)

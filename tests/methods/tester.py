@@ -65,7 +65,7 @@ class MethodTester:
     def test_learns(self):
         """Within `most_steps` the loss of other batches falls well below that of ignorance and below the untrained model's."""
         model = self.model().train()
-        with torch.no_grad():  # queues and banks fill with features of the data: what is drawn at random is easy to tell
+        with torch.no_grad():  # queues and banks fill with features: what is drawn at random is easy to tell
             for step in range(10):
                 model(**self.batch(seed=step))
         untrained = self._held_out_loss(model)
