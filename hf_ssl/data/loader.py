@@ -135,8 +135,8 @@ class TrainLoader:
         if self.streaming:
             batches = self._read(_StreamBatches(self))
         else:
-            sampler = _positions(self.rows_seen, self.batch_size, self.process, self.processes)
-            batches = self._read(_ShuffledRows(self), _Endless(sampler))
+            positions = _positions(self.rows_seen, self.batch_size, self.process, self.processes)
+            batches = self._read(_ShuffledRows(self), _IteratorSampler(positions))
         for batch in batches:
             self.rows_seen += self.batch_size * self.processes
             self.broken, self.unfit = self.broken + batch.skipped.broken, self.unfit + batch.skipped.unfit
@@ -166,13 +166,13 @@ class TrainLoader:
     def in_row_order(self, decoder, epoch):
         """This process's share of all rows once, in the order of the data, as batches of `decoder` with `epoch`'s seeds.
 
-        The first process has the first rows. Shares are equally long: those that are missing at the end begin again at
-        row 0. Neither do batches depend on how many processes there are, nor, so, do a row's features in their last bit.
+        The first process has the first rows. All shares have the same length: behind the last row comes row 0 again. The
+        batches are the same on any number of processes, so that a row's features are, to the last bit.
         """
         share = -(-len(self.data) // (ROWS_IN_ORDER * self.processes)) * ROWS_IN_ORDER
         starts = range(self.process * share, (self.process + 1) * share, ROWS_IN_ORDER)
-        sampler = [[(epoch, row % len(self.data)) for row in range(s, s + ROWS_IN_ORDER)] for s in starts]
-        for batch in self._read(_Rows(self.data, decoder, self.seed, self.group_column), sampler):
+        keys = ([(epoch, row % len(self.data)) for row in range(s, s + ROWS_IN_ORDER)] for s in starts)
+        for batch in self._read(_Rows(self.data, decoder, self.seed, self.group_column), _IteratorSampler(keys)):
             yield batch.tensors
 
     def state_dict(self):
@@ -225,7 +225,7 @@ def _positions(start, batch_size, process, processes):
         start += batch_size * processes
 
 
-class _Endless:
+class _IteratorSampler:
     """A sampler from an iterator, which DataLoader asks for once."""
 
     def __init__(self, iterator):
