@@ -1,6 +1,7 @@
 """Contract C3: every method's default run, on the data that ships with the package, beats its random initialisation.
 
-Minutes each, so marked slow: `make proofs`. The margins are points of accuracy on the test part.
+Minutes each, so marked slow: `make proofs`. What such runs have recorded is read each time. The margins are points of
+accuracy on the test part.
 """
 
 import json
@@ -8,15 +9,18 @@ import json
 import pytest
 from test_scripts import run
 
+from hf_ssl.cli.information import RESULTS, recorded
 from hf_ssl.methods import METHODS
 
 MARGINS = {
+    "barlow_twins": {"linear_probe": 4.0, "knn": 5.0},
     "bert": {"linear_probe": 5.0, "nsp_accuracy": 5.0},
     "clip": {"zero_shot": 10.0, "image_to_text@5": 10.0},  # of emoji that training has not shown
     "cpc_audio": {"phones": 10.0, "linear_probe": 0.0},
     "cpc_text": {"linear_probe": 5.0, "next_sentence_1": 4.0},  # chance is 1
     "mae": {"linear_probe": 5.0, "knn": 5.0},
     "moco": {"linear_probe": 4.0, "knn": 5.0},
+    "rotation": {"linear_probe": 4.0, "knn": 7.0},
     "simclr": {"linear_probe": 4.0, "knn": 5.0},
     "word2vec": {"linear_probe": 10.0},
 }
@@ -29,9 +33,33 @@ def test_the_default_run_beats_random_initialisation(name, seed, tmp_path):
     code, _, err = run(f"pretrain_{name}.py", "--output_dir", tmp_path / "run", "--seed", seed, timeout=1800)
     assert code == 0, err
     results = json.loads((tmp_path / "run/eval_results.json").read_text())["results"]
+    check_margins(name, results)
+
+
+BELOW = {"clip": "the recorded run gains 9.75 points of image_to_text@5, the margin is 10"}
+RECORDED = [
+    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=BELOW[name]) if name in BELOW else ())
+    for name in sorted(path.stem for path in RESULTS.glob("*.json"))
+]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_runs_beat_random_initialisation(name):
+    """Their numbers are those of the card and the README."""
+    runs = recorded(name)["runs"]
+    assert len({recording["seed"] for recording in runs}) == len(runs) > 0
+    for recording in runs:
+        check_margins(name, recording["results"])
+
+
+def check_margins(name, results):
     for protocol, margin in MARGINS[name].items():
         gain = results["pretrained"][protocol] - results["random_initialisation"][protocol]
         assert gain >= margin, f"{protocol}: {results}"
     if name == "bert":  # on documents that it has not seen
         assert results["pretrained"]["mlm_loss"] < results["unigrams"]["mlm_loss"] - 0.3, results
         assert results["pretrained"]["nsp_p_value"] < 1e-3, results
+
+
+def test_every_method_has_a_margin():
+    assert MARGINS.keys() == METHODS.keys()
