@@ -1,5 +1,7 @@
 """The command `hf-ssl`: from the checkout, and from a wheel that is installed where no checkout is on the path."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -11,20 +13,30 @@ from pathlib import Path
 
 import pytest
 from hub_server import User
+from processes import launch
 from test_scripts import pictures  # noqa: F401, a fixture
 
-from hf_ssl.cli.main import launch_flags
+from hf_ssl.cli.main import launch_flags, main
 from hf_ssl.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_" + "w" * 34
 
 
-def hf_ssl(*arguments, program=(sys.executable, "-m", "hf_ssl"), environment=None, cwd=None):
-    """(exit code, stdout, stderr) of the command in a fresh process."""
-    command = [*map(str, program), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}), cwd=cwd)
-    return done.returncode, done.stdout, done.stderr
+def hf_ssl(*arguments):
+    """(exit code, stdout, stderr) of the command in a process that has the imports done."""
+    return launch(_command, [str(argument) for argument in arguments])[0]
+
+
+def _command(arguments):
+    sys.argv = ["hf-ssl", *arguments]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
 
 
 def test_flags_of_the_launcher_are_told_from_the_scripts():
@@ -61,26 +73,29 @@ def test_help_has_the_presets_defaults_the_settings_and_the_protocols():
         (["verify", "nowhere"], "repo_id 'nowhere' is no repository of the Hub: expected org/name"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_sentence(arguments, message, tmp_path):
-    code, out, err = hf_ssl(*arguments, cwd=tmp_path)
+def test_what_cannot_be_is_one_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = hf_ssl(*arguments)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 1 and not out and len(lines) == 1 and message in lines[0] and "Traceback" not in err, err
     assert not (tmp_path / "outputs").exists()
 
 
 def test_two_processes_on_a_cpu(pictures, tmp_path):  # noqa: F811
+    """In a process of its own, whose place the launcher takes."""
     arguments = [
         "--dataset_name",
         pictures,
         "--max_steps",
-        2,
+        "2",
         "--eval_protocols",
         "none",
         "--output_dir",
         tmp_path / "run",
     ]
-    code, _, err = hf_ssl("pretrain", "mae", "--num_processes", 2, "--mixed_precision", "bf16", *arguments)
-    assert code == 0 and "cpu x 2, bf16" in err and "128 x 2 processes" in err, err
+    command = [sys.executable, "-m", "hf_ssl", "pretrain", "mae", "--num_processes", "2", "--mixed_precision", "bf16"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0 and "cpu x 2, bf16" in done.stderr and "128 x 2 processes" in done.stderr, done.stderr
     card = (tmp_path / "run/README.md").read_text()
     assert "hf-ssl pretrain mae --num_processes 2 --mixed_precision bf16 --dataset_name" in card
 
@@ -131,33 +146,31 @@ def test_a_wheel_is_whole(installed):
 
 
 def test_an_installed_wheel_does_all_that_a_checkout_does(installed, pictures, hub, tmp_path):  # noqa: F811
-    """List, a pretraining with its card and evaluation, evaluate, push, verify."""
-    program = [installed[1]]
-    here = {"program": program, "cwd": tmp_path, "environment": {"HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}}
-    place = [
-        program[0].with_name("python"),
-        "-c",
-        "import hf_ssl.scripts, hf_ssl.model_cards as cards; print(cards.__file__)",
-    ]
-    _, where, _ = hf_ssl(**here | {"program": place})
-    assert where.startswith(str(program[0].parents[1])), where
+    """List, env, a pretraining with its card and evaluation, evaluate, push, verify."""
+    hub.tokens[TOKEN] = User("org")
+    environment = os.environ | {"HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
 
-    code, text, err = hf_ssl("list", "mae", **here)
-    assert code == 0 and "vit-base         111.7 M" in text and "unproven" in text, err
-    code, text, err = hf_ssl("env", **here)
-    assert code == 0 and re.search(r"^hf_ssl +\d", text, re.M) and "torch" in text, err
+    def run(*command):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     arguments = ["--dataset_name", pictures, "--max_steps", 3, "--eval_protocols", "knn", "--output_dir", "run"]
-    code, text, err = hf_ssl("pretrain", "mae", *arguments, **here)
-    assert code == 0 and "| Pretrained |" in text, err
+    assert "| Pretrained |" in run(installed[1], "pretrain", "mae", *arguments)
     assert "hf-ssl pretrain mae --dataset_name" in (tmp_path / "run/README.md").read_text()
-    code, text, err = hf_ssl("evaluate", "run", "--dataset_name", pictures, "--protocols", "linear_probe", **here)
-    assert code == 0 and "linear probe" in text, err
+    commands = [  # one after the other in one process: most of each is imports
+        ["list", "mae"],
+        ["env"],
+        ["evaluate", "run", "--dataset_name", str(pictures), "--protocols", "linear_probe"],
+        ["push", "run", "org/mae"],
+        ["verify", "org/mae"],
+    ]
+    program = f"from hf_ssl.cli.main import run\nfor command in {commands}: run(command)\n"
+    program += "import hf_ssl.scripts, hf_ssl.model_cards\nprint(hf_ssl.scripts.__file__, hf_ssl.model_cards.__file__)"
+    text = run(installed[1].with_name("python"), "-c", program)
+    assert "vit-base         111.7 M" in text and "unproven" in text
+    assert re.search(r"^hf_ssl +\d", text, re.M) and re.search(r"^devices +cpu", text, re.M)
     found = json.loads((tmp_path / "run/eval_results.json").read_text())["results"]["pretrained"]
     assert found.keys() == {"knn", "linear_probe"}
-
-    hub.tokens[TOKEN] = User("org")
-    code, _, err = hf_ssl("push", "run", "org/mae", **here)
-    assert code == 0, err
-    code, text, err = hf_ssl("verify", "org/mae", **here)
-    assert code == 0 and re.search(r"org/mae is whole: \d+ files", text), err
+    assert re.search(r"org/mae is whole: \d+ files", text)
+    assert text.count(str(installed[1].parents[1])) == 2  # not the checkout's
