@@ -15,7 +15,7 @@ from transformers_tests.test_modeling_common import ModelTesterMixin
 from hf_ssl.methods import METHODS
 
 
-def tester_of(name) -> MethodTester:
+def find_tester(name) -> MethodTester:
     """The first tester of the method in its test file."""
     found = vars(importlib.import_module(f"test_{name}")).values()
     testers = [each for each in found if isinstance(each, type) and issubclass(each, MethodTester)]
@@ -40,7 +40,7 @@ def model_tester(tester):
 
 
 def conformance_of(name):
-    tester = tester_of(name)
+    tester = find_tester(name)
     model_class = METHODS[name]
     reads_tokens = model_class.main_input_name == "input_ids"
     plain = {name: value for name, value in tester.config.items() if not isinstance(value, dict)}  # no sub-configs

@@ -29,7 +29,7 @@ WAITING = {  # operators whose result the host reads, or whose shape it has to l
 }  # fmt: skip
 
 
-def tester_of(name) -> MethodTester:
+def find_tester(name) -> MethodTester:
     """The first tester of the method in its test file."""
     found = vars(importlib.import_module(f"test_{name}")).values()
     testers = [each for each in found if isinstance(each, type) and issubclass(each, MethodTester)]
@@ -58,7 +58,7 @@ class Batches:
 def test_learns_in_the_loop(name, precision, device, tmp_path):
     """`train` fails by itself at a loss that is not finite. It falls below the first steps', or, where a queue of random
     directions makes these easy, below that of a model which knows nothing."""
-    tester = tester_of(name)
+    tester = find_tester(name)
     settings = dict(max_steps=STEPS, logging_steps=1, save_steps=0, lr_scheduler_type="constant", weight_decay=0.0)
     args = TrainingArguments(
         str(tmp_path / "run"), per_device_train_batch_size=ROWS, learning_rate=RATE * 256 / ROWS, **settings
@@ -73,7 +73,7 @@ def test_learns_in_the_loop(name, precision, device, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_loss_and_gradients_are_the_cpus(name, device):
     """On equal weights, batches and draws; two steps, so that what the first left in buffers counts too."""
-    tester = tester_of(name)
+    tester = find_tester(name)
     model = tester.model().train()
     other = copy.deepcopy(model).to(device)
     for step in range(2):
@@ -119,7 +119,7 @@ def test_a_step_never_waits_for_the_device(name, precision, device):
     """Forward, backward, optimizer and after_step as the loop takes them; the third of three, when all is in place."""
     if precision == "fp16":
         pytest.skip("the gradient scaler asks for overflows")
-    tester, accelerator = tester_of(name), Accelerator()
+    tester, accelerator = find_tester(name), Accelerator()
     model = tester.model()
     choose_kernels(model, accelerator)
     optimizer = build_optimizer(model, RATE, TrainingArguments("unused"))
