@@ -279,7 +279,6 @@ VIEWS = {
     "simclr": (SIMCLR, SIMCLR),
     "byol": (BYOL, BYOL_2),
 }
-TWO_VIEWS = VIEWS  # as `hf_ssl.training.arguments` calls it
 
 
 @lru_cache

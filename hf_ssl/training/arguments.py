@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from accelerate.utils import LoggerType
 
-from ..data.views import TWO_VIEWS
+from ..data.views import VIEWS
 from ..data.windows import WINDOW
 from ..errors import InputError
 from .optimizers import OPTIMIZERS, SCHEDULES
@@ -150,7 +150,7 @@ class ImageArguments(TrainingArguments):
 
 @dataclass
 class TwoViewArguments(ImageArguments):
-    views: str | None = field(default=None, metadata={"help": f"Augmentation: one of {', '.join(TWO_VIEWS)}."})
+    views: str | None = field(default=None, metadata={"help": f"Augmentation: one of {', '.join(VIEWS)}."})
     jitter_strength: float | None = field(default=None, metadata={"help": "Multiplies the colour jitter; none: 1."})
     blur_probability: float | None = field(default=None, metadata={"help": "None: the paper's."})
     solarize_probability: float | None = field(default=None, metadata={"help": "None: 0."})
@@ -158,7 +158,7 @@ class TwoViewArguments(ImageArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.views is not None:
-            check_known("views", self.views, TWO_VIEWS)
+            check_known("views", self.views, VIEWS)
         if (self.jitter_strength or 0) < 0:
             raise InputError(f"jitter_strength must not be negative, found {self.jitter_strength}.")
         for name in ("blur_probability", "solarize_probability"):
