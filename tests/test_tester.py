@@ -38,7 +38,7 @@ class SimCLR(MethodTester):
 class MoCo(SimCLR):
     model_class = MoCoForPreTraining
     config = dict(
-        backbone_config=TINY_RESNET, queue_size=16, projection_size=16, momentum=0.9, batch_norm_group_size=4
+        backbone_config=TINY_RESNET, queue_size=16, projection_size=16, momentum=0.9, batch_norm_group_size=8
     )
     chance_loss = math.log(17)
     teachers = {"key_backbone": "backbone", "key_projector": "projector"}
@@ -57,7 +57,7 @@ class WithoutSteps(SimCLR):
 class WithoutStepsMoCo(MoCo):
     """The queue moves nevertheless."""
 
-    most_steps = 140
+    most_steps = 60
     optimizer = WithoutSteps.optimizer
 
 
