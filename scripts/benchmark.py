@@ -25,7 +25,7 @@ import importlib.util
 import os
 
 import torch
-from benchmarks import bert, clip, cpc_audio, loop, mae, moco, simclr, steps, word2vec
+from hf_ssl.scripts.benchmarks import bert, clip, cpc_audio, loop, mae, moco, simclr, steps, word2vec
 
 from hf_ssl.cli import set_up_logging
 from hf_ssl.errors import InputError, run_script

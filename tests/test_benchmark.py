@@ -23,7 +23,7 @@ def scripts(monkeypatch):
 @needs("lightly")
 @pytest.mark.parametrize("part", ["step", "loss"])
 def test_moco_equals_lightlys(part, scripts, capsys):
-    from benchmarks import moco
+    from hf_ssl.scripts.benchmarks import moco
 
     moco.PARTS[part](moco.Size("tiny", 18, 32, 8, 64, {"bf16": 0.0}, ()), Namespace(rounds=1))  # raises if they differ
     assert "hf_ssl bf16" in capsys.readouterr().out
@@ -31,7 +31,7 @@ def test_moco_equals_lightlys(part, scripts, capsys):
 
 @needs("lightly")
 def test_simclr_equals_lightlys(scripts, capsys):
-    from benchmarks import simclr
+    from hf_ssl.scripts.benchmarks import simclr
 
     simclr.step(simclr.Size("tiny", 18, 32, 8), Namespace(rounds=1))
     assert "hf_ssl bf16" in capsys.readouterr().out
@@ -39,7 +39,7 @@ def test_simclr_equals_lightlys(scripts, capsys):
 
 @needs("open_clip")
 def test_clip_equals_open_clips(scripts, capsys):
-    from benchmarks import clip
+    from hf_ssl.scripts.benchmarks import clip
 
     clip.step(clip.Size("tiny", 32, 2, 2, 16, 8, 8), Namespace(rounds=1))  # raises if they differ
     assert "hf_ssl bf16" in capsys.readouterr().out
@@ -47,7 +47,7 @@ def test_clip_equals_open_clips(scripts, capsys):
 
 @needs("lightly")
 def test_the_table_of_steps_names_device_speed_and_rival(scripts, tmp_path, monkeypatch):
-    from benchmarks import clip, mae, moco, steps
+    from hf_ssl.scripts.benchmarks import clip, mae, moco, steps
 
     monkeypatch.setitem(mae.SIZES, "smallest", (2, (16, 8, 32, 2), (32, 1, 2), (0, 0)))
     sizes = moco.Size("tiny", 18, 16, 4, 64, {}, ()), "smallest", clip.Size("tiny", 32, 2, 2, 16, 8, 8)

@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -293,8 +292,7 @@ def test_speakers_of_utterances_by_their_frames(wav2vec2):
 
 
 def test_the_tables_of_cpc_keep_the_runs_that_ended_and_make_the_one_that_lacks(tones, tmp_path, monkeypatch, capfd):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
-    from benchmarks import cpc_table
+    from hf_ssl.scripts.benchmarks import cpc_table
 
     kinds = dict.fromkeys(["phones", "linear_probe", "phones_hidden", "speakers"], 90.0)
     variants = {"supervised": 74.6, "pretrained": 66.0}

@@ -18,13 +18,13 @@ def mask_tokens(
     whether the slot is used, each (N, P). The counts never leave the device.
     """
     length = input_ids.shape[1]
-    table = [min(most, max(1, round(probability * count))) for count in range(length + 1)]
-    counts = torch.tensor(table, device=input_ids.device)[lengths]  # Python's rounding, as in the original
+    slots = min(most, max(1, round(probability * length)))  # P
+    counts = (probability * lengths.double()).round().clamp(1, most).long()  # rounded as Python does in the original
     counts = torch.minimum(counts, maskable.sum(1))
 
     order = uniform(fold_in(seeds, HIDDEN_POSITIONS_STREAM), length).masked_fill(~maskable, 2.0)
-    positions = order.topk(table[-1], largest=False).indices  # (N, P), a row's `counts` smallest first
-    used = torch.arange(table[-1], device=input_ids.device) < counts[:, None]
+    positions = order.topk(slots, largest=False).indices  # (N, P), a row's `counts` smallest first
+    used = torch.arange(slots, device=input_ids.device) < counts[:, None]
 
     originals = input_ids.gather(1, positions)
     action = uniform(fold_in(seeds, HIDDEN_ACTIONS_STREAM), length).gather(1, positions)

@@ -12,7 +12,7 @@ def keep_probability(counts, threshold, formula="code"):
     equation 5's sqrt(t / f). A threshold of 0 keeps everything.
     """
     if threshold == 0:
-        return torch.ones(len(counts))
+        return torch.ones(len(counts), device=counts.device)
     ratio = threshold * counts.sum() / counts.clamp(min=1).double()  # t / f
     kept = ratio.sqrt() + ratio if formula == "code" else ratio.sqrt()
     return kept.clamp(max=1).float()

@@ -38,7 +38,8 @@ class Updates:
         """ids: (n,) int64 with a 0 after each line. The rate falls evenly from the one to the other."""
         generator = torch.Generator().manual_seed(seed)
         lines = (ids == 0).cumsum(0)
-        kept = (ids != 0) & (torch.rand(len(ids), generator=generator) < self.keep.to(ids.device)[ids])
+        draws = torch.rand(len(ids), generator=generator).to(ids.device)
+        kept = (ids != 0) & (draws < self.keep.to(ids.device)[ids])
         ids, lines = ids[kept], lines[kept]
         if len(ids):
             self.update(ids, lines, first_rate, last_rate, generator)

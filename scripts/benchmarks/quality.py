@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from pretrain_moco import PRESETS
+from hf_ssl.scripts.pretrain_moco import PRESETS
 
 from hf_ssl import MoCoConfig, MoCoForPreTraining
 from hf_ssl.cli import build_model, image_data, two_views, view_size

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    from benchmarks import clip, mae, moco, steps
+    from hf_ssl.scripts.benchmarks import clip, mae, moco, steps
 
     monkeypatch.setitem(mae.SIZES, "smallest", (2, (16, 8, 32, 2), (32, 1, 2), (0, 0)))  # for a dry run on a CPU
     smallest = moco.Size("smallest", 18, 16, 4, 64, {}, ()), "smallest", clip.Size("smallest", 32, 2, 2, 16, 8, 8)

