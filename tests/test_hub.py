@@ -5,6 +5,7 @@ All of it talks to tests/hub_server.py in the client's own protocol; nothing is 
 
 import importlib
 import json
+import os
 import re
 import resource
 import sys
@@ -17,7 +18,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import HOME
 from hub_server import Fault, User
 from huggingface_hub import ModelCard
 from methods.tester import MethodTester
@@ -65,7 +65,7 @@ def token(hub, monkeypatch, capfd, caplog):
 
 def log_in(token):
     """As `hf auth login` does it: every process of this session finds the token."""
-    path = Path(HOME.name) / "token"
+    path = Path(os.environ["HF_HOME"]) / "token"
     path.write_text(token) if token else path.unlink(missing_ok=True)
     return token
 
