@@ -2,7 +2,7 @@
 
 hf-ssl pretrain barlow_twins                                 # the embedded images, a few minutes on a CPU
 hf-ssl pretrain barlow_twins --dataset_name path/to/images --output_dir runs/mine
-accelerate launch scripts/pretrain_barlow_twins.py --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --num_train_epochs 1000
+hf-ssl pretrain barlow_twins --num_processes 8 --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --num_train_epochs 1000
 """
 
 from hf_ssl import BarlowTwinsForPreTraining
@@ -16,10 +16,11 @@ PAPER = dict(
     output_dir="outputs/barlow_twins", views="byol", optim="lars", learning_rate=0.2, weight_decay=1.5e-6,
     per_device_train_batch_size=64, num_train_epochs=1000, warmup_steps=0.01,
 )  # fmt: skip
-# chosen by kNN and linear probes on held-out training images: AdamW, no blur, no solarisation, a narrow head
+# chosen by kNN and linear probes on held-out training images: AdamW, SimCLR's colours, weaker crops, no blur, a narrow head
 MINUTES = PAPER | dict(
-    image_size=28, blur_probability=0.0, solarize_probability=0.0, optim="adamw", learning_rate=4e-3, weight_decay=0.05,
-    num_train_epochs=8, warmup_steps=0.1, per_device_train_batch_size=128, cpu_threads=1, dataloader_num_workers=1,
+    image_size=28, views="simclr", min_crop_scale=0.3, blur_probability=0.0, optim="adamw", learning_rate=4e-3,
+    weight_decay=0.05, num_train_epochs=10, warmup_steps=0.1, per_device_train_batch_size=128, cpu_threads=1,
+    dataloader_num_workers=1,
 )  # fmt: skip
 PRESETS = {
     "resnet8x2": Preset(dict(backbone_config=resnet8(32), projection_size=256), MINUTES, "28 px, minutes on a CPU"),
