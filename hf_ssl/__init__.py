@@ -1,6 +1,7 @@
 """Self-supervised learning, native to the Hugging Face ecosystem. Importing it registers every method with Auto classes."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from .methods import *  # noqa: F403
 
@@ -16,6 +17,10 @@ _LATER = {  # imported when they are asked for: who reads a release does not wai
     "train": "training",
     "verify": "hub",
 }
+
+if TYPE_CHECKING:  # for those who check types, and complete names
+    from .hub import check_run, finish_run, push_release, push_save, save_release, verify  # noqa: F401
+    from .training import TrainingArguments, TrainingRun, train  # noqa: F401
 
 
 def __getattr__(name):

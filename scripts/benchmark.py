@@ -1,18 +1,18 @@
 """Speed and memory beside what users would run otherwise. Only ratios count, and only those of one run on one device.
 
-python scripts/benchmark.py mae                 # one MAE step against transformers' ViTMAEForPreTraining, 32 pixels
-python scripts/benchmark.py mae --size base     # the same for ViT-B/16 at 224 pixels
-python scripts/benchmark.py loop                # what the loop adds to a step, against Accelerate's and the Trainer's
-python scripts/benchmark.py moco                # step, queue loss, views, whole pipeline and memory against lightly's
-python scripts/benchmark.py moco --part step --size r50-32
-python scripts/benchmark.py moco --part quality # accuracies beside lightly's, about ten minutes a seed
-python scripts/benchmark.py simclr              # step and memory against lightly's
-python scripts/benchmark.py word2vec            # against gensim, from text to vectors; --size cbow, skip-gram-hs, cbow-hs
-python scripts/benchmark.py cpc_audio           # step against a plain module with a loop of 12 losses
-python scripts/benchmark.py clip                # step against open_clip's and transformers', loss over all pairs, memory in parts
-python scripts/benchmark.py cpc_audio --part table --flags --max_steps 500   # the paper's tables; flags of pretrain_cpc_audio.py
-python scripts/benchmark.py bert --size mini    # step and memory against transformers' BertForPreTraining
-python scripts/benchmark.py steps --device cuda # table of samples/s and memory: MoCo R50 224, MAE ViT-B, CLIP B/32
+hf-ssl benchmark mae                 # one MAE step against transformers' ViTMAEForPreTraining, 32 pixels
+hf-ssl benchmark mae --size base     # the same for ViT-B/16 at 224 pixels
+hf-ssl benchmark loop                # what the loop adds to a step, against Accelerate's and the Trainer's
+hf-ssl benchmark moco                # step, queue loss, views, whole pipeline and memory against lightly's
+hf-ssl benchmark moco --part step --size r50-32
+hf-ssl benchmark moco --part quality # accuracies beside lightly's, about ten minutes a seed
+hf-ssl benchmark simclr              # step and memory against lightly's
+hf-ssl benchmark word2vec            # against gensim, from text to vectors; --size cbow, skip-gram-hs, cbow-hs
+hf-ssl benchmark cpc_audio           # step against a plain module with a loop of 12 losses
+hf-ssl benchmark clip                # step against open_clip's and transformers', loss over all pairs, memory in parts
+hf-ssl benchmark cpc_audio --part table --flags --max_steps 500   # the paper's tables; flags of pretrain_cpc_audio.py
+hf-ssl benchmark bert --size mini    # step and memory against transformers' BertForPreTraining
+hf-ssl benchmark steps --device cuda # table of samples/s and memory: MoCo R50 224, MAE ViT-B, CLIP B/32
 
 Each round runs every variant once, one after the other, so that other programs on the machine slow all of them alike.
 All numbers are the CPU's without --device cuda, which every benchmark takes; the titles say which device gave them. On a

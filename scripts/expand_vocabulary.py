@@ -1,7 +1,7 @@
 """Give a release of CPC for text the words of word vectors, by the linear map of its paper.
 
-python scripts/expand_vocabulary.py outputs/cpc_text outputs/word2vec --output_dir runs/more-words
-python scripts/expand_vocabulary.py outputs/cpc_text GoogleNews-vectors-negative300.bin --output_dir runs/google-words
+python -m hf_ssl.scripts.expand_vocabulary outputs/cpc_text outputs/word2vec --output_dir runs/more-words
+python -m hf_ssl.scripts.expand_vocabulary outputs/cpc_text GoogleNews-vectors-negative300.bin --output_dir runs/google-words
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 hf-ssl pretrain bert                                         # the embedded documents, some minutes on a CPU
 hf-ssl pretrain bert --dataset_name path/to/documents --backbone small --output_dir runs/mine
-accelerate launch scripts/pretrain_bert.py --backbone google-bert/bert-base-uncased --dataset_name path/to/documents \\
+hf-ssl pretrain bert --num_processes 8 --backbone google-bert/bert-base-uncased --dataset_name path/to/documents \\
     --config_overrides next_sentence_prediction=false --output_dir runs/more      # words only, rows packed with text
 """
 

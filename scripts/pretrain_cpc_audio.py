@@ -2,7 +2,7 @@
 
 hf-ssl pretrain cpc_audio                                    # the embedded speech, a few minutes on a CPU
 hf-ssl pretrain cpc_audio --dataset_name path/to/audio --output_dir runs/mine
-accelerate launch scripts/pretrain_cpc_audio.py --backbone paper --dataset_name openslr/librispeech_asr \\
+hf-ssl pretrain cpc_audio --num_processes 8 --backbone paper --dataset_name openslr/librispeech_asr \\
     --dataset_config_name clean --train_split train.100 --streaming --max_steps 300000
 """
 

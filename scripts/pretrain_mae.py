@@ -2,7 +2,7 @@
 
 hf-ssl pretrain mae                                          # the embedded images, a few minutes on a CPU
 hf-ssl pretrain mae --dataset_name path/to/images --output_dir runs/mine
-accelerate launch scripts/pretrain_mae.py --backbone vit-base --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 250000
+hf-ssl pretrain mae --num_processes 8 --backbone vit-base --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 250000
 """
 
 from hf_ssl import MAEForPreTraining

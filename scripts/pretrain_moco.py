@@ -2,7 +2,7 @@
 
 hf-ssl pretrain moco                                         # the embedded images, a few minutes on a CPU
 hf-ssl pretrain moco --dataset_name path/to/images --output_dir runs/mine
-accelerate launch scripts/pretrain_moco.py --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 1000000
+hf-ssl pretrain moco --num_processes 8 --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 1000000
 """
 
 from hf_ssl import MoCoForPreTraining

@@ -2,7 +2,7 @@
 
 hf-ssl pretrain rotation                                     # the embedded images, a few minutes on a CPU
 hf-ssl pretrain rotation --dataset_name path/to/images --output_dir runs/mine
-accelerate launch scripts/pretrain_rotation.py --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --num_train_epochs 50
+hf-ssl pretrain rotation --num_processes 8 --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --num_train_epochs 50
 """
 
 from hf_ssl import RotationForPreTraining
@@ -16,14 +16,14 @@ PAPER = dict(
     output_dir="outputs/rotation", optim="sgd", learning_rate=0.0133, weight_decay=5e-4, lr_scheduler_type="step",
     min_crop_scale=0.08, per_device_train_batch_size=192, num_train_epochs=50,
 )  # fmt: skip
-# batch and rate of config/CIFAR10_RotNet_NIN4blocks.py; crops and cosine chosen by kNN and probes on held-out training images
+# batch and rate of config/CIFAR10_RotNet_NIN4blocks.py; the cosine chosen by kNN and probes on held-out training images
 MINUTES = PAPER | dict(
     image_size=28, learning_rate=0.2, lr_scheduler_type="cosine", min_crop_scale=0.2, num_train_epochs=6,
     per_device_train_batch_size=128, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
 PRESETS = {
     "resnet8x2": Preset(dict(backbone_config=resnet8(32)), MINUTES, "28 px, minutes on a CPU"),
-    "resnet50": Preset({}, PAPER, "224 px, the paper's recipe, which has an AlexNet"),
+    "resnet50": Preset({}, PAPER, "224 px, the paper's recipe; the paper uses AlexNet"),
 }
 
 

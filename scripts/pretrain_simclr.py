@@ -2,7 +2,7 @@
 
 hf-ssl pretrain simclr                                       # the embedded images, a few minutes on a CPU
 hf-ssl pretrain simclr --dataset_name path/to/images --output_dir runs/mine
-accelerate launch scripts/pretrain_simclr.py --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 31250
+hf-ssl pretrain simclr --num_processes 8 --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 31250
 """
 
 from hf_ssl import SimCLRForPreTraining

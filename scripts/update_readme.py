@@ -37,6 +37,11 @@ def record(folder):
     if facts["steps"] < facts["max_steps"]:
         raise InputError(f"The run in '{folder}' has not ended: {facts['steps']} of {facts['max_steps']} steps.")
     flags = {argument.partition("=")[0] for argument in facts["command"] if argument.startswith("--")}
+    if facts["precision"] != "fp32" or facts["processes"] != 1:
+        raise InputError(
+            f"The run in '{folder}' is of {facts['processes']} processes in {facts['precision']}: only default runs, of one in "
+            "fp32, are recorded."
+        )
     if other := sorted(flags - {"--seed", "--output_dir", "--resume_from_checkpoint"}):
         raise InputError(
             f"The run in '{folder}' is not a default one, it has {other[0]}: only default runs are recorded."
@@ -89,8 +94,8 @@ def filled(readme, block, folders):
     if not (found and ended):
         raise InputError(f"README.md has no block '{block}': expected {begin.strip()} and {end}.")
     table = results_table(*(json.loads((Path(folder) / EVAL_RESULTS).read_text()) for folder in folders))
-    told = [part for part in re.split(r"\n\n+", text.strip()) if part and not part.startswith("|")]
-    return before + found + "\n\n".join([*told[:1], table, *told[1:]]) + "\n" + end + after
+    paragraphs = [part for part in re.split(r"\n\n+", text.strip()) if part and not part.startswith("|")]
+    return before + found + "\n\n".join([*paragraphs[:1], table, *paragraphs[1:]]) + "\n" + end + after
 
 
 def main():
@@ -100,6 +105,8 @@ def main():
     args = parser.parse_args()
     for folder in args.runs if args.block is None or args.block in METHODS else []:
         record(folder)
+    if not README.is_file():
+        raise InputError(f"README.md was not found in {ROOT}: this script is for a checkout.")
     readme = README.read_text()
     README.write_text(updated(filled(readme, args.block, args.runs) if args.block else readme))
 

@@ -45,6 +45,7 @@ def test_flags_of_the_launcher_are_told_from_the_scripts():
     launch, rest = launch_flags(given.split())
     assert launch == {"num_processes": ["8"], "mixed_precision": ["bf16"], "multi_gpu": []}
     assert rest == ["--seed", "3", "--gradient_accumulation_steps", "2", "--streaming"]
+    assert launch_flags(["--num-processes=2"]) == ({"num_processes": ["2"]}, [])
     with pytest.raises(InputError, match="--config_file of accelerate lacks its value"):
         launch_flags(["--config_file"])
 
@@ -68,6 +69,9 @@ def test_help_has_the_presets_defaults_the_settings_and_the_protocols():
         (["train"], "The command 'train' is unknown: expected one of pretrain, evaluate"),
         (["pretrain"], "Name the method that is trained: hf-ssl pretrain METHOD, one of "),
         (["pretrain", "mocoo"], "The method 'mocoo' is unknown: expected one of "),
+        (["pretrain", "mae.py"], "The method 'mae.py' is unknown: expected one of "),
+        (["pretrain", "mae", "--mixed_precision", "fp16"], "mixed_precision 'fp16' cannot be had on a CPU"),
+        (["list", "moko"], "method 'moko' is unknown: expected one of barlow_twins"),
         (["pretrain", "mae", "--num_processes", "many"], "num_processes must be a number of at least 1, found 'many'"),
         (["pretrain", "mae", "--eval_protocols", "phones"], "eval_protocols 'phones' is unknown: expected one of none, knn"),
         (["verify", "nowhere"], "repo_id 'nowhere' is no repository of the Hub: expected org/name"),

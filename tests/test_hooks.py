@@ -17,10 +17,10 @@ from hf_ssl.data import (
     DataError,
     ImageDecoder,
     LabelledCompanions,
-    LabelledRows,
     RandomResizedCropAndFlip,
     TrainLoader,
     Views,
+    WithLabels,
     image_rows,
     load_split,
 )
@@ -290,7 +290,7 @@ def test_broken_companions_are_replaced_and_rows_tell_their_own_labels(shards):
     labels = next(iter(TrainLoader(rows, companions, ROWS, seed=1)))["labels"]
     whole = {rows[row]["label"] for row in range(10, ROWS, 20)}
     assert set(labels.tolist()) == whole
-    batch = next(iter(TrainLoader(rows, LabelledRows(decoder, "label"), ROWS, seed=1, sample_indices=True)))
+    batch = next(iter(TrainLoader(rows, WithLabels(decoder, "label"), ROWS, seed=1, sample_indices=True)))
     expected = [-1 if label is None else label for label in rows["label"]]
     assert batch["labels"].tolist() == [expected[row] for row in batch["sample_indices"].tolist()]
     assert batch["labels"].eq(-1).sum() == ROWS - 12

@@ -4,11 +4,14 @@ rooms of the package import one way."""
 import ast
 import importlib
 import runpy
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from test_proofs import MARGINS
 from transformers import AutoConfig
 
 from hf_ssl.methods import METHODS
@@ -19,9 +22,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_ssl"
 FOLDER = PACKAGE / "methods"
 ALLOWED = {"torch", "transformers", "huggingface_hub"}
-PRESETS = {
+PRESETS = {  # of the scripts that there are: `test_a_method_is_complete` names those that lack
     (name, preset): recipe
     for name in METHODS
+    if (ROOT / f"scripts/pretrain_{name}.py").is_file()
     for preset, recipe in importlib.import_module(f"hf_ssl.scripts.pretrain_{name}").PRESETS.items()
 }
 ARGUMENTS = [
@@ -56,7 +60,10 @@ def test_a_method_is_complete(name):
     assert model.__mro__[1] is SSLModel and model.config_class.__mro__[1] is SSLConfig, (
         "methods do not inherit from methods"
     )
-    assert isinstance(model.input_modalities, tuple), "what it reads first decides how a run is evaluated"
+    assert isinstance(model.input_modalities, tuple) and model.input_modalities, (
+        "what it reads decides how it is evaluated"
+    )
+    assert name in MARGINS, f"{name} lacks its line in MARGINS of tests/test_proofs.py"
     assert type(AutoConfig.for_model(f"ssl_{name}")) is model.config_class
     assert "arxiv.org" in (FOLDER / f"{name}.py").read_text().split('"""')[1], "the docstring names the paper"
     assert f"`{name}`" in (ROOT / "README.md").read_text(), f"the README's table lacks {name}"
@@ -153,3 +160,21 @@ def test_no_file_is_long():
     for path in FILES:
         length = len(path.read_text().splitlines())
         assert length <= 400, f"{path.relative_to(ROOT)} has {length} lines: expected at most 400, one subject each"
+
+
+def test_import_hf_ssl_is_no_slower_than_the_backbones():
+    """What trains, evaluates and publishes is imported when it is asked for; its names are there all the same."""
+    program = "import sys, hf_ssl; print(*sys.modules); hf_ssl.train, hf_ssl.verify, hf_ssl.TrainingArguments"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    late = {
+        "datasets",
+        "evaluate",
+        "sklearn",
+        "matplotlib",
+        "hf_ssl.data",
+        "hf_ssl.training",
+        "hf_ssl.hub",
+        "hf_ssl.cli",
+    }
+    assert not late & set(done.stdout.split())

@@ -31,7 +31,7 @@ def view_size(config, args):
 
 
 def one_view(args, size, processor):
-    """A random crop and a flip; MAE's whole augmentation."""
+    """A random crop and a flip."""
     scale = (args.min_crop_scale or 0.2, 1.0)
     return RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std, scale)
 

@@ -1,11 +1,9 @@
-"""The commands that only tell something: what there is to train, what this machine is, whether a download is whole."""
+"""The commands `list` and `verify`: what there is to train, and whether a download is whole."""
 
 import argparse
 import importlib
 import json
-import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -13,28 +11,21 @@ from ..evaluation import Metric
 from ..hub import verify
 from ..hub.release import CARDS
 from ..methods import METHODS
+from ..training.arguments import check_known
 
 RESULTS = CARDS / "results"
 PROOF_ROWS = ("random_initialisation", "pretrained")
 PAPER = re.compile(r"(?:(\w+(?: et al\.| and \w+)? \d{4})[,:]?\s+)?(https://arxiv\.org/abs/([\d.]+\d))")
-LIBRARIES = (
-    "hf_ssl",
-    "torch",
-    "torchvision",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "huggingface_hub",
-    "safetensors",
-)
-EXTRAS = ("soundfile", "numba", "torchcodec", "lightly", "open_clip_torch", "gensim")
 
 
 def list_command(arguments):
     """Print methods with their presets: parameters, what they are for, and what recorded runs of them have shown."""
     parser = argparse.ArgumentParser(prog="hf-ssl list", description=list_command.__doc__)
-    parser.add_argument("methods", nargs="*", choices=[[], *METHODS], metavar="METHOD", help="None: all.")
-    for name in parser.parse_args(arguments).methods or METHODS:
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="None: all.")
+    names = parser.parse_args(arguments).methods or METHODS
+    for name in names:
+        check_known("method", name, METHODS)
+    for name in names:
         print(describe_method(name))
 
 
@@ -84,41 +75,6 @@ def changes(name):
             unit = "" if metric.unit == "%" else f" {metric.unit}"
             shown.append(f"{metric.title or column.replace('_', ' ')} {before} → {after}{unit}")
     return shown
-
-
-def env_command(arguments):
-    """Print versions, devices, precision and threads: what a bug report needs."""
-    argparse.ArgumentParser(prog="hf-ssl env", description=env_command.__doc__).parse_args(arguments)
-    print("\n".join(f"{name:16} {value}" for name, value in environment().items()))
-
-
-def environment():
-    found = {"platform": platform.platform(), "python": platform.python_version()}
-    for name in (*LIBRARIES, *EXTRAS):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is None:
-        found["devices"] = "cpu"
-    else:
-        module = torch.get_device_module(accelerator)
-        names = [module.get_device_name(i) for i in range(torch.accelerator.device_count())]
-        found["devices"] = f"{len(names)} x {accelerator.type}: {', '.join(dict.fromkeys(names))}"
-        found["runtime"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
-    found["threads"] = f"{torch.get_num_threads()} of torch"
-    found["cpu"] = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    found["bfloat16"] = {True: "yes", False: "slow", None: "not known"}[_has_bfloat16(accelerator)]
-    return found
-
-
-def _has_bfloat16(accelerator):
-    """Whether products in bfloat16 are made by hardware."""
-    if accelerator is not None:
-        return torch.cuda.is_bf16_supported(including_emulation=False) if accelerator.type == "cuda" else None
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # of x86; torch has no public name for it
-    return supported() if supported else None
 
 
 def verify_command(arguments):

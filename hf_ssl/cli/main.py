@@ -14,6 +14,7 @@ import os
 import runpy
 import sys
 from dataclasses import fields
+from importlib.metadata import version
 
 from ..errors import InputError, run_script
 
@@ -35,12 +36,18 @@ def run(arguments):
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
         print(_help())
+    elif command == "--version":
+        print(version("hf_ssl"))
     elif command == "pretrain":
         _pretrain(rest)
     elif command in SCRIPTS:
         _run_script(SCRIPTS[command][0], rest, prog=f"hf-ssl {command}")
-    elif command in ("verify", "list", "env"):
-        from . import information  # which imports all methods
+    elif command == "env":
+        from .environment import env_command
+
+        env_command(rest)
+    elif command in ("verify", "list"):
+        from . import information
 
         getattr(information, f"{command}_command")(rest)
     else:
@@ -71,9 +78,7 @@ def _pretrain(arguments):
             return
         raise InputError(f"Name the method that is trained: hf-ssl pretrain METHOD, one of {', '.join(METHODS)}.")
     script = f"pretrain_{method}"
-    if importlib.util.find_spec("hf_ssl.scripts") is None:
-        raise InputError("The scripts were not found: install hf_ssl, from a checkout by pip install -e .")
-    if importlib.util.find_spec(f"hf_ssl.scripts.{script}") is None:
+    if not method.isidentifier() or _find_script(script) is None:
         from ..methods import METHODS
 
         raise InputError(f"The method '{method}' is unknown: expected one of {', '.join(METHODS)}.")
@@ -103,11 +108,11 @@ def launch_flags(arguments):
         if action is None:
             rest.append(flag + equals + value)
         elif action.nargs == 0:
-            launch[flag[2:]] = []
+            launch[flag[2:].replace("-", "_")] = []
         else:
             if not equals and not left:
                 raise InputError(f"The argument {flag} of accelerate lacks its value.")
-            launch[flag[2:]] = [value if equals else left.pop(0)]
+            launch[flag[2:].replace("-", "_")] = [value if equals else left.pop(0)]
     return launch, rest
 
 
@@ -123,9 +128,12 @@ def _launch(launch, script, arguments):
     import torch
 
     on_cpu = "cpu" in launch or not torch.accelerator.is_available()
-    if on_cpu and launch.keys() <= BY_TORCHRUN:  # `accelerate launch --cpu` would start one process, whatever is asked
+    if (
+        on_cpu and launch and launch.keys() <= BY_TORCHRUN
+    ):  # `accelerate launch --cpu` would start one process, whatever is asked
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        [os.environ["ACCELERATE_MIXED_PRECISION"]] = launch.get("mixed_precision", ["no"])
+        if "mixed_precision" in launch:
+            [os.environ["ACCELERATE_MIXED_PRECISION"]] = launch["mixed_precision"]
         [count] = launch.get("num_processes", ["1"])
         if not count.isdigit() or int(count) < 1:
             raise InputError(f"num_processes must be a number of at least 1, found '{count}'.")
@@ -142,12 +150,11 @@ def _launch(launch, script, arguments):
 
 def _run_script(name, arguments, prog=None):
     """As `python scripts/<name>.py` would. prog: what its help calls it."""
-    specification = importlib.util.find_spec(f"hf_ssl.scripts.{name}")
-    if specification is None:
-        raise InputError("The scripts were not found: install hf_ssl, from a checkout by pip install -e .")
-    sys.argv = [prog or specification.origin, *arguments]
+    sys.argv = [prog or _find_script(name).origin, *arguments]
     runpy.run_module(f"hf_ssl.scripts.{name}", run_name="__main__")
 
 
-if __name__ == "__main__":
-    main()
+def _find_script(name):
+    if importlib.util.find_spec("hf_ssl.scripts") is None:
+        raise InputError("The scripts were not found: install hf_ssl, from a checkout by pip install -e .")
+    return importlib.util.find_spec(f"hf_ssl.scripts.{name}")

@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 from ..errors import InputError
 from ..evaluation import PROTOCOLS, modality_of
 from ..evaluation.processes import process_state
+from ..hub import check_arguments
 from ..hub.transfer import local_checkpoint
 from ..training.checkpoints import RUN_FILE
 
@@ -61,6 +62,7 @@ def parse_arguments(model_class, recipes, arguments_class, description=None):
             f"The argument {unknown[0]} is unknown: " + (f"did you mean {close[0]}?" if close else "see --help.")
         )
     args = arguments_class(**vars(given))
+    check_arguments(model_class, args)
     args.resume_from_checkpoint = local_checkpoint(process_state(), args.resume_from_checkpoint)
     return override_config(config, args.config_overrides), args
 

@@ -52,10 +52,8 @@ def pretrain_pairs(model_class, presets, description):
     model = build_model(model_class, config, args)
     load_towers(model)
     model.micro_batch_size = args.micro_batch_size
-    check_run(model, args)
-    run = train(model, rows, decoder, args, tokenizer, on_save=partial(push_save, processor))
+    pretrain(model, rows, decoder, args, processor, tokenizer)
     report_cut(decoder)
-    finish_run(run, processor)
 
 
 def pretrain_words(model_class, presets, description):
@@ -82,9 +80,11 @@ def pretrain(model, data, decoder, args, processor, tokenizer=None, pictures=Non
 
 
 def count_samples(model_class, config, rows):
-    """Tell a method that remembers each sample how many there are."""
+    """Set `config.num_samples` of a method that remembers each sample; called before the model is built."""
     if not model_class.uses_sample_indices:
         return
+    if not hasattr(config, "num_samples"):
+        raise InputError(f"{type(config).__name__} lacks num_samples: int = 0, which uses_sample_indices asks for.")
     if not hasattr(rows, "__len__"):
         raise InputError(
             f"{model_class.__name__} remembers each sample by its row, which a stream does not number: leave out --streaming."

@@ -3,7 +3,7 @@
 from .audio import audio_length, audio_rows, decode_audio, open_audio
 from .bpe import train_bpe
 from .images import ImageDecoder, decode_image, image_processor, image_rows
-from .labels import LabelledCompanions, LabelledRows
+from .labels import LabelledCompanions, WithLabels
 from .loader import TrainLoader
 from .loading import DataError, load_split
 from .pairs import PairDecoder, pair_rows
@@ -20,7 +20,7 @@ __all__ = [
     "DataError",
     "ImageDecoder",
     "LabelledCompanions",
-    "LabelledRows",
+    "WithLabels",
     "PairDecoder",
     "RandomResizedCropAndFlip",
     "RandomSquareCrop",

@@ -35,7 +35,7 @@ def _label(value, column):
     return value
 
 
-class LabelledRows:
+class WithLabels:
     """The batches of `decoder`, and `labels`, (N,) int64, of their own rows, -1 where there is none."""
 
     def __init__(self, decoder: RowDecoder, label_column):
@@ -113,4 +113,4 @@ class LabelledCompanions:
         )
 
 
-__all__ = ["LabelledCompanions", "LabelledRows", "labelled_rows"]
+__all__ = ["LabelledCompanions", "WithLabels", "labelled_rows"]

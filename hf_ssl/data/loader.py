@@ -279,8 +279,8 @@ class _Rows(Dataset):
                 row = self._stand_in(epoch, row, attempt)
                 value = self.data[row]
             else:
-                told = f"{ATTEMPTS + 1} rows of the data in a row could not be decoded"
-                return Batch(error=f"{told}, the last because: {reason}.")
+                sentence = f"{ATTEMPTS + 1} rows of the data in a row could not be decoded"
+                return Batch(error=f"{sentence}, the last because: {reason}.")
             rows.append(row)
             seeds.append(seed)
         batch = _make_batch(self.decoder, items, seeds, skipped, keys[0][0])
@@ -358,8 +358,8 @@ class _StreamBatches(IterableDataset):
                     reason = skipped.add(error)
                     in_a_row += 1
                     if in_a_row > 10 * ATTEMPTS:
-                        told = f"{in_a_row} rows of the stream in a row could not be decoded"
-                        yield Batch(error=f"{told}, the last because: {reason}.")
+                        sentence = f"{in_a_row} rows of the stream in a row could not be decoded"
+                        yield Batch(error=f"{sentence}, the last because: {reason}.")
                         return
                     continue
                 seeds.append(seed)

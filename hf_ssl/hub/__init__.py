@@ -1,11 +1,12 @@
 """How a run is published: release.py writes the folder and its card, transfer.py speaks to the Hub, conversion/ turns the
 checkpoints of a method's authors into releases."""
 
-from .release import check_run, finish_run, push_save, save_release, write_card
+from .release import check_arguments, check_run, finish_run, push_save, save_release, write_card
 from .transfer import HubError, push_release, verify
 
 __all__ = [
     "HubError",
+    "check_arguments",
     "check_run",
     "finish_run",
     "push_release",

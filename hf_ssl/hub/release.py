@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from dataclasses import asdict
-from functools import partial as partial_of
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -22,7 +22,8 @@ from ..evaluation import EVALUATIONS, PAIRS, PROTOCOLS, Metric, modality_of, res
 from ..evaluation.pictures import save_loss
 from ..evaluation.processes import process_state
 from ..methods import METHODS
-from ..training.arguments import check_known
+from ..methods._base import SSLModel
+from ..training.arguments import RunArguments, check_known
 from ..training.checkpoints import RUN_FILE, from_main, full_config, write_json
 from ..training.loop import TrainingRun
 from ..training.records import command_line, public_name
@@ -43,23 +44,31 @@ SAMPLES = {  # by what a model reads: the embedded data set's folder, and what i
 }
 
 
-def check_run(model, args):
-    """Refuse, before the work, what would end a run after it: protocols, card or repository that do not fit. Called by every
-    process, before `train`; `finish_run` relies on the same. Raises InputError."""
-    modality = modality_of(model)
+def check_arguments(model_class, args):
+    """Refuse, before any work, protocols that do not fit what the model reads, a method without card, and what is no
+    repository. Raises InputError."""
+    modality = modality_of(model_class)
     if modality not in EVALUATIONS:
         raise InputError(
-            f"{type(model).__name__} reads {modality}: input_modalities must be one of {', '.join(EVALUATIONS)}."
+            f"{model_class.__name__} has input_modalities={model_class.input_modalities}: expected those of "
+            f"{', '.join(EVALUATIONS)}, such as ('image',)."
         )
     for protocol in args.eval_protocols.split(","):
         check_known("eval_protocols", protocol, ["none", *PROTOCOLS[modality]])
-    _card_template(model.config.model_type.removeprefix("ssl_"))
+    _card_template(model_class.config_class.model_type.removeprefix("ssl_"))
+    if args.push_to_hub:
+        check_repo_id("hub_model_id", args.hub_model_id)
+
+
+def check_run(model: SSLModel, args: RunArguments):
+    """Refuse, before the training, what would end a run after it: see `check_arguments`, and settings that cannot be written
+    or a repository that cannot be had. Called by every process. Raises InputError."""
+    check_arguments(type(model), args)
     try:
         json.dumps([full_config(model.config), asdict(args)])
     except TypeError as error:
         raise InputError(f"The settings of the run cannot be written to {RUN_FILE}: {error}.") from error
     if args.push_to_hub:
-        check_repo_id("hub_model_id", args.hub_model_id)
         config, private = full_config(model.config), args.hub_private_repo
         from_main(process_state(), lambda: open_repository(args.hub_model_id, config, private) and None)
 
@@ -72,32 +81,32 @@ def save_release(run: TrainingRun, processor, pictures=()):
     each file of an earlier release is then still whole.
     """
     folder = Path(run.args.output_dir)
-    partial = folder / PARTIAL_RELEASE
-    shutil.rmtree(partial, ignore_errors=True)
+    staging = folder / PARTIAL_RELEASE
+    shutil.rmtree(staging, ignore_errors=True)
     try:
-        run.model.export_encoder().save_pretrained(partial)
-        processor.save_pretrained(partial)
-        run.model.save_pretrained(partial / "pretraining")
-        write_json(partial / "pretraining" / HISTORY, run.history)
-        (partial / "images").mkdir()
-        for name, draw in ({"loss": partial_of(save_loss, run.history)} | dict(pictures)).items():
+        run.model.export_encoder().save_pretrained(staging)
+        processor.save_pretrained(staging)
+        run.model.save_pretrained(staging / "pretraining")
+        write_json(staging / "pretraining" / HISTORY, run.history)
+        (staging / "images").mkdir()
+        for name, draw in ({"loss": partial(save_loss, run.history)} | dict(pictures)).items():
             try:
-                draw(partial / "images" / f"{name}.png")
+                draw(staging / "images" / f"{name}.png")
             except Exception as error:  # no picture is worth the weights
                 logger.warning("The picture '%s' could not be drawn: %s.", name, error)
-        if any(not _is_same(path, folder / path.name) for path in partial.glob("*.safetensors")):
+        if any(not _is_same(path, folder / path.name) for path in staging.glob("*.safetensors")):
             # what was measured on, and drawn with, other weights
             for name in MEASURED:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "images", ignore_errors=True)
-        for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-            target = folder / path.relative_to(partial)
+        for path in sorted(p for p in staging.rglob("*") if p.is_file()):
+            target = folder / path.relative_to(staging)
             target.parent.mkdir(exist_ok=True)
             os.replace(path, target)
     except OSError as error:
         raise InputError(f"The release could not be written to {folder}: {error}.") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     write_card(folder)
 
 
@@ -122,7 +131,7 @@ def _push(args):
     push_release(args.output_dir, args.hub_model_id, private=args.hub_private_repo, training_state=everything)
 
 
-def finish_run(run: TrainingRun, processor, pictures=()):
+def finish_run(run: TrainingRun, processor, pictures=()) -> None:
     """What every script ends with: release, evaluation beside its baselines, card, push. Called by every process."""
     args = run.args
     if run.is_main_process:
@@ -185,7 +194,7 @@ def evaluate_release(run):
         print(results_table(results))
 
 
-def write_card(folder):
+def write_card(folder: str | Path) -> None:
     """(Re)write README.md of a release from what its files say: the run, its history, its evaluation, its pictures."""
     folder = Path(folder)
     run = json.loads((folder / RUN_FILE).read_text())
@@ -235,9 +244,9 @@ def write_card(folder):
         settings=results["settings"] if results else None,
         pictures=sorted(path.name for path in (folder / "images").glob("*.png")),
     )
-    partial = folder / ".README.md.partial"
-    ModelCard(text).save(partial)
-    os.replace(partial, folder / "README.md")
+    staging = folder / ".README.md.partial"
+    ModelCard(text).save(staging)
+    os.replace(staging, folder / "README.md")
 
 
 def _card_template(method):

@@ -128,7 +128,7 @@ def fetch_training_state(address):
     found = list_checkpoints(_persistently(download, repo_id, "read"))
     if not found:
         raise HubError(
-            f"'{repo_id}' has no training state: it is pushed by --hub_strategy every_save or push_to_hub.py --training_state."
+            f"'{repo_id}' has no training state: it is pushed by --hub_strategy every_save or hf-ssl push --training_state."
         )
     if damage := find_damage(found[0]):
         logger.warning("The training state of %s arrived damaged (%s): it is downloaded again.", repo_id, damage)

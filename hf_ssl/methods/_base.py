@@ -12,7 +12,10 @@ from transformers.utils import ModelOutput
 
 from ._backbone import native_copy, pooled
 
-LOGGED_BY_THE_LOOP = ("loss", "learning_rate", "step", "epoch")  # names that no metric of a method can have
+LOGGED_BY_THE_LOOP = (  # names that no metric of a method can have
+    "loss", "learning_rate", "step", "epoch", "samples_per_second", "feature_std", "effective_rank", "projection_std",
+    "alignment", "uniformity",
+)  # fmt: skip
 
 
 class SSLConfig(PreTrainedConfig):
@@ -71,6 +74,7 @@ class SSLModel(PreTrainedModel):
     config: SSLConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
+    input_modalities = ()  # what a method reads, which decides how its runs are evaluated: ("image",), ("image", "text") ...
     supports_gradient_checkpointing = True
     encoder_class = AutoModel  # what reads the checkpoint that training begins from, for `load_encoder`
     uses_sample_indices = False

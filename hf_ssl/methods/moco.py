@@ -69,7 +69,7 @@ class MoCoForPreTraining(SSLModel):
         self.backbone = build_backbone(config.backbone_config)
         split = {"group_size": config.batch_norm_group_size}
         self.has_batch_norm = replace_batch_norm(
-            self.backbone, lambda *how: SplitBatchNorm(*how, **split), kinds=(nn.BatchNorm2d,)
+            self.backbone, lambda *settings: SplitBatchNorm(*settings, **split), kinds=(nn.BatchNorm2d,)
         )
         self.projector = projector(width, config)
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)

@@ -1,6 +1,8 @@
-"""Rotation: by how much has this image been turned? Who can tell has seen what is in it, and how it usually stands.
+"""Rotation: predict by how much an image was rotated, which takes seeing what is in it and how it usually stands.
 
 Gidaris et al. 2018, https://arxiv.org/abs/1803.07728. Official code: https://github.com/gidariss/FeatureLearningRotNet.
+Deviations: random crops are resized by bicubic interpolation, the original's by bilinear; batch statistics are those of all
+processes.
 """
 
 import torch
@@ -18,7 +20,7 @@ from ._initialization import draw_as_torch
 
 @strict
 class RotationConfig(SSLConfig):
-    """Defaults: the paper's four turns, with a ResNet-50; the paper has an AlexNet, which transformers has not.
+    """Defaults: the paper's four turns, with a ResNet-50; the paper uses AlexNet, which transformers does not have.
 
     backbone_config: of an image encoder of transformers with a pooler_output.
     rotations: R, 4 (0, 90, 180, 270 degrees) or 2 (0, 180 degrees).

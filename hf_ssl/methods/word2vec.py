@@ -5,7 +5,7 @@ sampling, subsampling). Official code: https://github.com/tmikolov/word2vec (wor
 
 Skip-gram lets each context word predict the word in the middle (word2vec.c's direction), CBOW their mean. `forward` is
 the differentiable form, for study and tests: a step of plain SGD on the sum of its losses is word2vec.c's update.
-`hf_ssl.word_training` makes the same updates without autograd, hundreds of times as fast.
+`hf_ssl.training.word_loop` makes the same updates without autograd, hundreds of times as fast.
 """
 
 from functools import lru_cache

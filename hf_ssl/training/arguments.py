@@ -15,7 +15,7 @@ PREPARED = "Words are what stands between spaces; else runs of letters and digit
 
 @dataclass
 class RunArguments:
-    """What every run is told, however it trains."""
+    """Arguments common to every run, however it trains."""
 
     output_dir: str = field(default="outputs", metadata={"help": "Release, checkpoints and logs of this run."})
     backbone: str | None = field(
@@ -152,8 +152,8 @@ class ImageArguments(TrainingArguments):
 class TwoViewArguments(ImageArguments):
     views: str | None = field(default=None, metadata={"help": f"Augmentation: one of {', '.join(VIEWS)}."})
     jitter_strength: float | None = field(default=None, metadata={"help": "Multiplies the colour jitter; none: 1."})
-    blur_probability: float | None = field(default=None, metadata={"help": "None: the paper's."})
-    solarize_probability: float | None = field(default=None, metadata={"help": "None: 0."})
+    blur_probability: float | None = field(default=None, metadata={"help": "Of all views; none: the paper's."})
+    solarize_probability: float | None = field(default=None, metadata={"help": "Of all views; none: the paper's."})
 
     def __post_init__(self):
         super().__post_init__()

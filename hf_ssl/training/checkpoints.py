@@ -105,16 +105,16 @@ def record_facts(output_dir, facts):
 
 def from_main(accelerator, find):
     """What the main process finds, in all processes; its InputError too."""
-    told = [None, None]
+    answer = [None, None]
     if accelerator.is_main_process:
         try:
-            told = [find(), None]
+            answer = [find(), None]
         except InputError as error:
-            told = [None, error]
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            answer = [None, error]
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
 
 
 def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, loader_state, keep=None):

@@ -118,10 +118,10 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
 
     def save():
         # a float32 survives JSON exactly
-        told = gather_object([{name: value.tolist() for name, value in sums.items()}])
-        if not all(math.isfinite(each.get("loss", 0.0)) for each in told):
+        gathered = gather_object([{name: value.tolist() for name, value in sums.items()}])
+        if not all(math.isfinite(each.get("loss", 0.0)) for each in gathered):
             raise _not_finite(step)
-        state = {"scheduler": scheduler.state_dict(), "history": history, "sums": told, "summed": summed}
+        state = {"scheduler": scheduler.state_dict(), "history": history, "sums": gathered, "summed": summed}
         state["seconds"] = time.perf_counter() - started
         save_checkpoint(
             accelerator, model, optimizer, output_dir, step, state, loader.state_dict(), args.save_total_limit
@@ -164,8 +164,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
                         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
                     stepped.step()
                     stepped.zero_grad()
-            told = {"loss": output.loss} | (output.metrics or {})
-            sums, summed = {name: sums.get(name, 0) + value.detach() for name, value in told.items()}, summed + 1
+            metrics = {"loss": output.loss} | (output.metrics or {})
+            sums, summed = {name: sums.get(name, 0) + value.detach() for name, value in metrics.items()}, summed + 1
         scheduler.step()
         step += 1
         core.after_step(step / max_steps)
@@ -174,14 +174,14 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
         stop = terminated.seen and accelerator.num_processes == 1  # several processes agree on it when they log
         if step % args.logging_steps == 0 or step == max_steps:
             own = {name: value.tolist() for name, value in sums.items()}
-            told = gather_object([(own, loader.broken, terminated.seen)])
-            means = _means([item[0] for item in told], summed)
+            gathered = gather_object([(own, loader.broken, terminated.seen)])
+            means = _means([item[0] for item in gathered], summed)
             loss = means.pop("loss")
             if not math.isfinite(loss):
                 raise _not_finite(step)
             sums, summed = {}, 0
-            _check_broken(sum(item[1] for item in told), loader.rows_seen, args)
-            stop = any(item[2] for item in told)
+            _check_broken(sum(item[1] for item in gathered), loader.rows_seen, args)
+            stop = any(item[2] for item in gathered)
             health = representation_health(output) if len(output.features) > 1 else {}
             entry = {
                 "step": step,
@@ -209,12 +209,12 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     progress.close()
     terminated.restore()
     batches.close()  # an abandoned stream may abort the interpreter at exit
-    told = gather_object([({"broken": loader.broken, "unfit": loader.unfit}, loader.reasons)])
+    gathered = gather_object([({"broken": loader.broken, "unfit": loader.unfit}, loader.reasons)])
     for kind in ("broken", "unfit"):
-        number = sum(counts[kind] for counts, _ in told)
+        number = sum(counts[kind] for counts, _ in gathered)
         if number and accelerator.is_main_process:
-            known = [reasons[kind] for _, reasons in told if kind in reasons]  # of what a checkpoint has counted: none
-            because = f", the last because: {known[0]}" if known else ""
+            reasons = [last[kind] for _, last in gathered if kind in last]  # of what a checkpoint has counted: none
+            because = f", the last because: {reasons[0]}" if reasons else ""
             logger.warning("%d %s rows were skipped among %d%s.", number, kind, loader.rows_seen + number, because)
     core = whole_model()
     for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next
@@ -223,8 +223,13 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
 
 
 def begin_run(accelerator, model, data, args, unit="samples"):
-    """Take the output folder; (the checkpoint to go on from or None, the facts of the
-    run, on the main process). unit: what the run reads and counts."""
+    """Take the output folder; (the checkpoint to go on from or None, the facts of the run, on the main process). unit: what
+    the run reads and counts."""
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision not in ("no", "bf16"):
+        raise InputError(
+            f"mixed_precision '{accelerator.mixed_precision}' cannot be had on a CPU, which would train in float32: expected no "
+            "or bf16."
+        )
     checkpoint = claim_output_dir(accelerator, Path(args.output_dir), model.config, args, args.resume_from_checkpoint)
     if not accelerator.is_main_process:
         return checkpoint, {}
@@ -286,11 +291,11 @@ def _count_steps(args, data, total_batch):
     return max(1, math.ceil(args.num_train_epochs * rows / total_batch))
 
 
-def _means(told, passes):
+def _means(gathered, passes):
     """{name: mean over processes and forward passes} of each process's sums; `name_1`, `name_2` ... of a vector's."""
     means = {}
-    for name in told[0]:
-        mean = torch.tensor([sums[name] for sums in told], dtype=torch.float64).mean(0) / passes
+    for name in gathered[0]:
+        mean = torch.tensor([sums[name] for sums in gathered], dtype=torch.float64).mean(0) / passes
         if mean.ndim == 0:
             means[name] = mean.item()
         else:

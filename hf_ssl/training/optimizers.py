@@ -30,8 +30,8 @@ def build_optimizer(model, learning_rate, args, fused=True):
         if args.optim == "lars":
             groups[-1]["adapted"] = False
     if args.optim == "sgd":
-        how = {"momentum": args.momentum, "weight_decay": args.weight_decay}
-        return torch.optim.SGD(groups, learning_rate, **how, fused=fused)
+        settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}
+        return torch.optim.SGD(groups, learning_rate, **settings, fused=fused)
     if args.optim == "lars":
         return LARS(groups, learning_rate, args.momentum)
     betas = (args.adam_beta1, args.adam_beta2)

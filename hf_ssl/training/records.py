@@ -95,8 +95,8 @@ def _versions():
 
 def _hardware(device):
     if device.type != "cpu":
-        name = torch.get_device_module(device).get_device_name(device)
-        return {"device": device.type, "name": name}
+        name_of = getattr(torch.get_device_module(device), "get_device_name", lambda _: device.type)  # MPS has none
+        return {"device": device.type, "name": name_of(device)}
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -119,8 +119,8 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
             stop = terminated.seen and processes == 1  # several processes agree on it when they log
             if step % args.logging_steps == 0 or step == max_steps:
                 output = model(**_sample(model.config, ids, seed_from(args.seed, step)))
-                told = gather_object([(output.loss.item(), terminated.seen)])
-                loss, stop = sum(item[0] for item in told) / processes, any(item[1] for item in told)
+                gathered = gather_object([(output.loss.item(), terminated.seen)])
+                loss, stop = sum(item[0] for item in gathered) / processes, any(item[1] for item in gathered)
                 if not math.isfinite(loss):
                     raise InputError(f"The loss is not finite at step {step}: lower the learning rate.")
                 health = representation_health(output)

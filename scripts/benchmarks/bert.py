@@ -74,7 +74,7 @@ def reference(size, fused=False, losses=None):
 
 
 def ours(size, precision, losses=None):
-    """A step as hf_ssl/training.py makes it."""
+    """A step as hf_ssl/training/loop.py makes it."""
     AcceleratorState._reset_state(reset_partial_state=True)  # which has one precision for the whole process
     accelerator = Accelerator(mixed_precision=precision)
     torch.manual_seed(0)

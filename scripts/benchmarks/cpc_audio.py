@@ -88,7 +88,7 @@ def reference(size, batch_norm, losses):
 
 
 def ours(size, precision, losses):
-    """A step as hf_ssl/training.py makes it."""
+    """A step as hf_ssl/training/loop.py makes it."""
     AcceleratorState._reset_state(reset_partial_state=True)  # which has one precision for the whole process
     accelerator = Accelerator(mixed_precision=precision)
     model, inputs = model_and_batch(size)

@@ -44,7 +44,7 @@ def part_of(weights, prefix):
 
 
 def our_step(model, precision, **settings):
-    """A function of a batch that does what one turn of the loop in hf_ssl/training.py does, and returns the loss."""
+    """A function of a batch that does what one turn of the loop in hf_ssl/training/loop.py does, and returns the loss."""
     AcceleratorState._reset_state(reset_partial_state=True)  # which has one precision for the whole process
     accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
     choose_kernels(model, accelerator)

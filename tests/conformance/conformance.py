@@ -4,22 +4,14 @@ Not collected by plain pytest: `run.py`, beside this file, unpacks transformers'
 """
 
 import copy
-import importlib
 import unittest
 from types import SimpleNamespace
 
-from methods.tester import MethodTester
+from methods.tester import find_tester
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 
 from hf_ssl.methods import METHODS
-
-
-def find_tester(name) -> MethodTester:
-    """The first tester of the method in its test file."""
-    found = vars(importlib.import_module(f"test_{name}")).values()
-    testers = [each for each in found if isinstance(each, type) and issubclass(each, MethodTester)]
-    return next(each() for each in testers if getattr(each, "model_class", None) is METHODS[name])
 
 
 def model_tester(tester):

@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
     from hf_ssl.scripts.benchmarks import clip, mae, moco, steps
 
     monkeypatch.setitem(mae.SIZES, "smallest", (2, (16, 8, 32, 2), (32, 1, 2), (0, 0)))  # for a dry run on a CPU

@@ -1,7 +1,6 @@
 """Every method on the device: it learns in each precision, gives the CPU's numbers, and never makes the host wait."""
 
 import copy
-import importlib
 from contextlib import contextmanager
 from statistics import mean
 
@@ -9,7 +8,7 @@ import datasets
 import pytest
 import torch
 from accelerate import Accelerator
-from methods.tester import MethodTester
+from methods.tester import find_tester
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_ssl import Word2VecConfig, Word2VecForPreTraining
@@ -27,13 +26,6 @@ WAITING = {  # operators whose result the host reads, or whose shape it has to l
     "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2",
     "aten::unique_consecutive", "aten::unique_dim", "aten::repeat_interleave.Tensor", "aten::bincount",
 }  # fmt: skip
-
-
-def find_tester(name) -> MethodTester:
-    """The first tester of the method in its test file."""
-    found = vars(importlib.import_module(f"test_{name}")).values()
-    testers = [each for each in found if isinstance(each, type) and issubclass(each, MethodTester)]
-    return next(each() for each in testers if getattr(each, "model_class", None) is METHODS[name])
 
 
 class Batches:

@@ -1,6 +1,7 @@
 """The checks that every method passes. A test class names the model, a tiny config, a batch, and the score of ignorance."""
 
 import copy
+import importlib
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoModelForPreTraining
 
+from hf_ssl.methods import METHODS
 from hf_ssl.methods._backbone import checkpoint_activations
 from hf_ssl.methods._base import SSLModel, SSLOutput
 
@@ -315,3 +317,10 @@ def two_steps(tester, processes, checkpointing=False):
             torch.distributed.all_reduce(mean.div_(processes))
         losses.append(mean.item())
     return losses, {name: value.numpy() for name, value in (values | core.state_dict()).items()}
+
+
+def find_tester(name):
+    """The first MethodTester of a method in its test file."""
+    found = vars(importlib.import_module(f"methods.test_{name}")).values()
+    testers = [each for each in found if isinstance(each, type) and issubclass(each, MethodTester)]
+    return next(each for each in testers if getattr(each, "model_class", None) is METHODS[name])()
