@@ -187,8 +187,8 @@ def set_up_logging():
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     logging.captureWarnings(True)
     warnings.simplefilter("default" if main else "ignore")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    for kind in (DeprecationWarning, FutureWarning, ResourceWarning):  # for those who write libraries
+        warnings.filterwarnings("ignore", category=kind)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()
