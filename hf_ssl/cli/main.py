@@ -128,9 +128,8 @@ def _launch(launch, script, arguments):
     import torch
 
     on_cpu = "cpu" in launch or not torch.accelerator.is_available()
-    if (
-        on_cpu and launch and launch.keys() <= BY_TORCHRUN
-    ):  # `accelerate launch --cpu` would start one process, whatever is asked
+    # `accelerate launch --cpu` would start one process, whatever is asked
+    if on_cpu and launch and launch.keys() <= BY_TORCHRUN:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         if "mixed_precision" in launch:
             [os.environ["ACCELERATE_MIXED_PRECISION"]] = launch["mixed_precision"]

@@ -33,9 +33,8 @@ def parse_arguments(model_class, recipes, arguments_class, description=None):
     """
     set_up_logging()
     config_class = model_class.config_class
-    first_look = argparse.ArgumentParser(
-        add_help=False
-    )  # --help shows the defaults of the preset, so that comes first
+    # --help shows the defaults of the preset, so that comes first
+    first_look = argparse.ArgumentParser(add_help=False)
     first_look.add_argument("--backbone")
     backbone = first_look.parse_known_args()[0].backbone or next(iter(recipes))
     training_values = list(recipes.values())[-1].training
@@ -51,9 +50,8 @@ def parse_arguments(model_class, recipes, arguments_class, description=None):
         arguments_class, usage=f"hf-ssl pretrain {_stem(model_class)} [flags]", description=description,
         formatter_class=HelpFormatter, epilog=_more_help(model_class, recipes, backbone, config),
     )  # fmt: skip
-    parser._option_string_actions[
-        "--backbone"
-    ].help = f"One of {list(recipes)}; a release, or any encoder's id or type."
+    backbone_flag = parser._option_string_actions["--backbone"]
+    backbone_flag.help = f"One of {list(recipes)}; a release, or any encoder's id or type."
     parser.set_defaults(**{"backbone": backbone} | training_values)
     given, unknown = parser.parse_known_args()
     if unknown:
@@ -72,12 +70,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
     def _format_action_invocation(self, action):
         kept = [option for option in action.option_strings if "-" not in option[2:]]
-        value = (
-            ""
-            if action.nargs == 0
-            else " " + self._format_args(action, self._get_default_metavar_for_optional(action))
-        )
-        return ", ".join(kept) + value
+        if action.nargs == 0:
+            return ", ".join(kept)
+        return f"{', '.join(kept)} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
 
 
 def _stem(model_class):
