@@ -32,8 +32,14 @@ MINUTES = PAPER | dict(
     vocab_size=800, max_seq_length=32, min_crop_scale=0.5, per_device_train_batch_size=64, num_train_epochs=60,
     learning_rate=4e-3, warmup_steps=0.1, max_grad_norm=1.0, cpu_threads=2, dataloader_num_workers=1,
 )  # fmt: skip
+# not the paper's: ViT-S, and batches that one device holds with micro_batch_size
+PHOTOS = PAPER | dict(
+    per_device_train_batch_size=512, micro_batch_size=128, num_train_epochs=60, learning_rate=5e-4, warmup_steps=0.1,
+    vocab_size=8000,
+)  # fmt: skip
 PRESETS = {
     "emoji": Preset(clip(128, (192, 5, 6), (128, 3, 4), image_size=64, patch_size=16), MINUTES, "64 px, minutes on a CPU"),
+    "vit-s-16": Preset(clip(256, (384, 12, 6), (256, 6, 4), image_size=112, patch_size=16), PHOTOS, "112 px, thousands of pairs"),
     "vit-b-32": Preset(clip(512, (768, 12, 12), (512, 12, 8), patch_size=32), PAPER, "224 px, the paper's, 400 M pairs"),
     "vit-b-16": Preset(clip(512, (768, 12, 12), (512, 12, 8), patch_size=16), PAPER, "224 px, the paper's, 400 M pairs"),
     "vit-l-14": Preset(

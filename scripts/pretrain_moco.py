@@ -6,7 +6,7 @@ hf-ssl pretrain moco --num_processes 8 --backbone resnet50 --dataset_name ILSVRC
 """
 
 from hf_ssl import MoCoForPreTraining
-from hf_ssl.cli import Preset, pretrain_images, resnet8, two_views
+from hf_ssl.cli import RESNET18, Preset, pretrain_images, resnet8, two_views
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation.pictures import save_views
 from hf_ssl.training.arguments import TwoViewArguments
@@ -23,12 +23,17 @@ MINUTES = V2 | dict(
     per_device_train_batch_size=128, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
 SHORT = dict(queue_size=1024, momentum=0.97)
+# the authors' demonstration on CIFAR-10, moco_cifar10_demo.ipynb: 50,000 images, 200 epochs
+PHOTOS = V2 | dict(image_size=96, weight_decay=5e-4, per_device_train_batch_size=256)
 PRESETS = {
     "resnet8x2": Preset(dict(backbone_config=resnet8(32), **SHORT), MINUTES, "28 px, minutes on a CPU"),
     "resnet8x3": Preset(dict(backbone_config=resnet8(48), **SHORT), MINUTES, "the same, wider"),
+    "resnet18": Preset(
+        dict(backbone_config=RESNET18, queue_size=4096, momentum=0.99, temperature=0.1), PHOTOS, "96 px, thousands of photos"
+    ),
     "resnet50-v1": Preset(dict(projector_layers=1, temperature=0.07), V1, "224 px, the first paper's"),
     "resnet50": Preset({}, V2, "224 px, the second paper's"),
-}
+}  # fmt: skip
 
 
 def main():

@@ -6,7 +6,7 @@ hf-ssl pretrain rotation --num_processes 8 --backbone resnet50 --dataset_name IL
 """
 
 from hf_ssl import RotationForPreTraining
-from hf_ssl.cli import Preset, one_view, pretrain_images, resnet8
+from hf_ssl.cli import RESNET18, Preset, one_view, pretrain_images, resnet8
 from hf_ssl.errors import run_script
 from hf_ssl.training.arguments import ImageArguments
 
@@ -23,6 +23,9 @@ MINUTES = PAPER | dict(
 )  # fmt: skip
 PRESETS = {
     "resnet8x2": Preset(dict(backbone_config=resnet8(32)), MINUTES, "28 px, minutes on a CPU"),
+    "resnet18": Preset(
+        dict(backbone_config=RESNET18), PAPER | dict(image_size=96, num_train_epochs=100), "96 px, thousands of photos"
+    ),
     "resnet50": Preset({}, PAPER, "224 px, the paper's recipe; the paper uses AlexNet"),
 }
 

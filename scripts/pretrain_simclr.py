@@ -6,7 +6,7 @@ hf-ssl pretrain simclr --num_processes 8 --backbone resnet50 --dataset_name ILSV
 """
 
 from hf_ssl import SimCLRForPreTraining
-from hf_ssl.cli import Preset, pretrain_images, resnet8, two_views
+from hf_ssl.cli import RESNET18, Preset, pretrain_images, resnet8, two_views
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation.pictures import save_views
 from hf_ssl.training.arguments import TwoViewArguments
@@ -21,9 +21,12 @@ MINUTES = PAPER | dict(
     image_size=28, jitter_strength=0.5, blur_probability=0.0, optim="sgd", weight_decay=1e-4, num_train_epochs=16,
     per_device_train_batch_size=128, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
+# not the paper's: batches that one device holds, and the temperature that suits them (appendix B.7)
+PHOTOS = PAPER | dict(image_size=96, per_device_train_batch_size=256, num_train_epochs=200)
 PRESETS = {
     "resnet8x2": Preset(dict(backbone_config=resnet8(32), temperature=0.2), MINUTES, "28 px, minutes on a CPU"),
     "resnet8x3": Preset(dict(backbone_config=resnet8(48), temperature=0.2), MINUTES, "the same, wider"),
+    "resnet18": Preset(dict(backbone_config=RESNET18, temperature=0.2), PHOTOS, "96 px, thousands of photos"),
     "resnet50-v2": Preset(dict(projector_layers=3), PAPER, "224 px, the head of SimCLR v2"),
     "resnet50": Preset({}, PAPER, "224 px, the paper's"),
 }

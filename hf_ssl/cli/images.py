@@ -52,6 +52,12 @@ def resnet8(width):
     return dict(model_type="ssl_resnet", **sizes, layer_type="basic", downsample_in_first_stage=True)
 
 
+# for photos between the two sizes of the papers and the laptop, 64 to 128 px: transformers' own ResNet
+RESNET18 = dict(
+    model_type="resnet", embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
+)
+
+
 def vit(width, layers, heads, image_size=224, patch_size=16):
     """A ViT's `backbone_config`."""
     sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width)
