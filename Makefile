@@ -10,7 +10,7 @@ lint:  ## Check format and style
 	ruff format --check . && ruff check .
 
 test:  ## Run the tests
-	pytest
+	pytest -n auto --dist loadfile
 
 proofs:  ## Run the slow proofs: every method beats its random initialisation
 	pytest -m slow
