@@ -1,7 +1,7 @@
 """Pretrain by Barlow Twins (Zbontar et al. 2021).
 
 hf-ssl pretrain barlow_twins                                 # the embedded images, a few minutes on a CPU
-hf-ssl pretrain barlow_twins --dataset_name path/to/images --output_dir runs/mine
+hf-ssl pretrain barlow_twins --backbone resnet18 --dataset_name path/to/images --output_dir runs/mine
 hf-ssl pretrain barlow_twins --num_processes 8 --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --num_train_epochs 1000
 """
 

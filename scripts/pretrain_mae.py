@@ -1,7 +1,7 @@
 """Pretrain a masked autoencoder (He et al. 2021).
 
 hf-ssl pretrain mae                                          # the embedded images, a few minutes on a CPU
-hf-ssl pretrain mae --dataset_name path/to/images --output_dir runs/mine
+hf-ssl pretrain mae --backbone vit-small-96 --dataset_name path/to/images --output_dir runs/mine
 hf-ssl pretrain mae --num_processes 8 --backbone vit-base --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 250000
 """
 

@@ -1,7 +1,7 @@
 """Pretrain by momentum contrast (MoCo v1 and v2; He et al. 2019, Chen et al. 2020).
 
 hf-ssl pretrain moco                                         # the embedded images, a few minutes on a CPU
-hf-ssl pretrain moco --dataset_name path/to/images --output_dir runs/mine
+hf-ssl pretrain moco --backbone resnet18 --dataset_name path/to/images --output_dir runs/mine
 hf-ssl pretrain moco --num_processes 8 --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 1000000
 """
 

@@ -1,7 +1,7 @@
 """Pretrain by telling rotations (Gidaris et al. 2018).
 
 hf-ssl pretrain rotation                                     # the embedded images, a few minutes on a CPU
-hf-ssl pretrain rotation --dataset_name path/to/images --output_dir runs/mine
+hf-ssl pretrain rotation --backbone resnet18 --dataset_name path/to/images --output_dir runs/mine
 hf-ssl pretrain rotation --num_processes 8 --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --num_train_epochs 50
 """
 

@@ -1,7 +1,7 @@
 """Pretrain by SimCLR (Chen et al. 2020).
 
 hf-ssl pretrain simclr                                       # the embedded images, a few minutes on a CPU
-hf-ssl pretrain simclr --dataset_name path/to/images --output_dir runs/mine
+hf-ssl pretrain simclr --backbone resnet18 --dataset_name path/to/images --output_dir runs/mine
 hf-ssl pretrain simclr --num_processes 8 --backbone resnet50 --dataset_name ILSVRC/imagenet-1k --streaming --max_steps 31250
 """
 
