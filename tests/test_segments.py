@@ -216,6 +216,58 @@ def test_prose_is_cut_into_sentences(prose):
     assert len(sentences(" ".join(text.split("\n") * 20))) >= 20 * (len(expected) - 2)
 
 
+def write(folder, texts):
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])
+def test_each_of_several_text_files_is_a_document(tokenizer, tmp_path, streaming, caplog):
+    """Of a single one each paragraph, or each line: which, the log says. Documents of a stream are paired with each other."""
+    texts = corpus(30)
+    folder = write(tmp_path / "folder", texts)
+    for name in (folder, folder / "*.txt"):
+        rows = load_split(str(name), streaming=streaming)
+        assert [row["text"] for row in rows] == texts
+    pairs = list(token_rows(rows, "text", tokenizer, 32))
+    assert 0.3 < sum(row["next_sentence_label"] == 0 for row in pairs) / len(pairs)
+    if streaming:
+        assert rows.num_shards == 1  # read together
+        words = [set(tokenizer.convert_ids_to_tokens(row["input_ids"])) - {"[CLS]", "[SEP]"} for row in pairs]
+        assert any(len({word[0] for word in of_row}) == 2 for of_row in words)
+
+    for name, text, rows in (
+        ("paragraphs", "aa\nab\n\nba\nbb\n", ["aa\nab", "ba\nbb\n"]),
+        ("lines", "aa\nab\nba", ["aa", "ab", "ba"]),
+        ("an empty line", "aa\n" * 300 + "\n" + "ab\n" * 300, ["aa"] * 300 + [""] + ["ab"] * 300),
+    ):
+        folder = write(tmp_path / name, [text])
+        assert [row["text"] for row in load_split(str(folder), streaming=streaming)] == rows
+    write(tmp_path / "odd", ["aa", "ab"])
+    (tmp_path / "odd/002.txt").write_bytes(b"\xff\xfe")
+    if streaming:
+        assert len(list(load_split(str(tmp_path / "odd"), streaming=True))) == 2
+        assert "002.txt is left out: it is not UTF-8" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])
+def test_documents_of_one_sentence_are_told_from_others(tokenizer, streaming, caplog):
+    def make(texts):
+        data = as_data(texts)
+        return token_rows(data.to_iterable_dataset() if streaming else data, "text", tokenizer, 32)
+
+    lone, whole = ["aa ab ac"] * 400, ["aa ab\nba bb\nca cb"] * 8
+    with pytest.raises(DataError, match=r"Only 0 of 400 pairs of segments in 'text' follow each other"):
+        make(lone)
+    make(lone[:30] + whole)
+    assert "of segments in 'text' follow each other: expected documents of several sentences" in caplog.text
+    caplog.clear()
+    make(whole * 5)
+    assert not caplog.records
+
+
 def test_the_embedded_documents_stay_a_sentence_a_line():
     """But for 5 of 4,153 lines, such as "... the botany of corks etc. Phellem or cork"."""
     documents = load_split(None, "validation", sample="text")["text"]

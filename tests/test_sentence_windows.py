@@ -49,6 +49,21 @@ def test_odd_documents(tokenizer):
         sentence_rows(as_data(["aa", "bb"]), "text", tokenizer, 4, 8)
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])
+def test_it_is_said_if_most_sentences_are_not_used(tokenizer, streaming, caplog):
+    def make(texts):
+        data = as_data(texts)
+        return sentence_rows(data.to_iterable_dataset() if streaming else data, "text", tokenizer, 4, 8)
+
+    with pytest.raises(DataError, match="Only 2 of 302 sentences of some documents in 'text' are used: expected doc"):
+        make(["aa\nbb", *["aa ab"] * 300])
+    make(["aa\nbb"] * 10 + ["unknown"] * 60)
+    assert "Only 20 of 80 sentences" in caplog.text
+    caplog.clear()
+    make(["aa\nbb"] * 10 + ["unknown"] * 10)
+    assert not caplog.records
+
+
 def test_a_stream_of_documents_goes_on_where_it_was(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "BLOCK", 5)
     for shard in range(3):

@@ -1,16 +1,22 @@
 """From a name to rows: Hub ids, local folders and files, the embedded samples; streamed or not."""
 
 import glob
+import logging
+from functools import cache
 from pathlib import Path
 
 import datasets
+import fsspec
 from datasets import Dataset, IterableDataset
 
 from ..errors import InputError
 
+logger = logging.getLogger(__name__)
 SAMPLES = Path(__file__).parent / "samples"
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
 _BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow", ".txt": "text"}
+LARGEST_DOCUMENT = 2**24  # bytes; a larger .txt file is no document but a list of them
+FILES_A_SHARD = 2000  # documents of a stream that lie together: pairs are drawn from them
 _BUILDERS |= dict.fromkeys((".flac", ".wav", ".mp3", ".ogg", ".opus"), "audiofolder")
 
 
@@ -22,10 +28,15 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
     """One split of a data set.
 
     dataset_name: a Hub id; a local folder of parquet files, .tar shards (webdataset), images (imagefolder) or audio
-    (audiofolder); a glob of files; None for the embedded sample named by `sample`. Raises DataError if there is no such
+    (audiofolder); a glob of files; None for the embedded sample named by `sample`. Each of several .txt files is a document; of
+    a single one each paragraph between blank lines, or without them each line. Raises DataError if there is no such
     data set or split.
     """
     builder, arguments = _find(dataset_name, sample)
+    if builder == "text":
+        arguments["sample_by"] = _document_unit(dataset_name, arguments["data_files"])
+        if streaming and arguments["sample_by"] == "document" and split in arguments["data_files"]:
+            return _stream_of_files(arguments["data_files"][split])
     try:
         data = datasets.load_dataset(builder, config_name, split=split, streaming=streaming, **arguments)
     except (FileNotFoundError, ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -69,6 +80,10 @@ def _find(dataset_name, sample):
             raise DataError(
                 f"dataset_name '{dataset_name}' is a folder without files: expected images, audio, parquet or .tar."
             )
+        suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file() and file.name != "README.md"}
+        if suffixes == {".txt"}:
+            files = datasets.load_dataset_builder(str(path)).config.data_files
+            return "text", {"data_files": {split: list(paths) for split, paths in files.items()}}
         return str(path), {}
     if files := sorted(glob.glob(str(dataset_name))):
         suffix = Path(files[0]).suffix.lower()
@@ -82,6 +97,43 @@ def _find(dataset_name, sample):
             f"dataset_name '{dataset_name}' was not found: expected a Hub id, a folder or a glob of files."
         )
     return dataset_name, {}
+
+
+def _document_unit(dataset_name, files):
+    """What of .txt files, {split: paths}, is a document: the value of the builder's `sample_by`. The log says which."""
+    paths = [path for split in files.values() for path in split]
+    if len(paths) > 1 and max(Path(path).stat().st_size for path in paths) <= LARGEST_DOCUMENT:
+        say_once(f"{dataset_name}: {len(paths)} text files, each of them a document")
+        return "document"
+    with open(paths[0], "rb") as file:
+        start = file.read(2**20).replace(b"\r\n", b"\n")
+    if 100 * start.count(b"\n\n") >= max(1, start.count(b"\n")):  # else they are empty documents among lines
+        say_once(f"{dataset_name}: each paragraph, between blank lines, is a document")
+        return "paragraph"
+    say_once(f"{dataset_name}: each line is a document")
+    return "line"
+
+
+def _stream_of_files(paths):
+    """Each file a row: not each a shard, as in `datasets`, of which no two documents would ever be read together."""
+    shards = [paths[start : start + FILES_A_SHARD] for start in range(0, len(paths), FILES_A_SHARD)]
+    features = datasets.Features({"text": datasets.Value("string")})
+    return IterableDataset.from_generator(_texts_of_files, features, {"shards": shards})
+
+
+def _texts_of_files(shards):
+    for path in (path for shard in shards for path in shard):
+        try:
+            with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as file:
+                yield {"text": file.read()}
+        except UnicodeDecodeError as error:
+            say_once(f"The file {path} is left out: it is not UTF-8 ({error.reason}).", logging.WARNING)
+
+
+@cache
+def say_once(message, level=logging.INFO):
+    """Tell the user, once, what several parts of a run come across."""
+    logger.log(level, "%s", message)
 
 
 def column_names(data):
@@ -125,4 +177,5 @@ __all__ = [
     "find_column",
     "load_split",
     "raw_column",
+    "say_once",
 ]

@@ -6,6 +6,7 @@ BLOCK documents, so that a stream is read with bounded memory, and documents of 
 """
 
 import json
+import logging
 import random
 import zlib
 from itertools import chain, islice
@@ -19,10 +20,14 @@ from ..methods._random import seed_from
 from .loading import DataError
 from .text import sentences
 
+logger = logging.getLogger(__name__)
 BLOCK = 2000  # documents that are read together
 PIECE = 2**18  # characters of a document that are taken together; a longer one counts as several
 GROUP = 2**25  # characters of a block that are held as tokens at a time
 SHORT = 0.1  # part of the documents that is cut into segments of a random length
+LEAST, LEAST_PAIRS = 0.01, 0.2  # part of the pairs that are true ones: to train at all, and without a warning
+FEWEST = 20  # pairs or sentences, of which a part says anything
+PEEK, PEEK_SIZE = 1000, 2**21  # documents, and characters of them, by which the rest is judged
 SMALLEST = 8  # tokens; no text is begun in less room at the end of a packed row
 FEATURES = Features(
     {
@@ -43,18 +48,45 @@ def token_rows(data, column, tokenizer, max_seq_length, pairs=True, copies=1, se
     """
     make = RowMaker(tokenizer, max_seq_length, pairs, copies, seed, column)
     rows = map_blocks(data, column, make, FEATURES, (identity(tokenizer), max_seq_length, pairs, copies, seed))
-    if not isinstance(data, Dataset):
-        return rows
-    if len(rows) == 0:
+    if isinstance(data, Dataset) and len(rows) == 0:
         raise DataError(
             f"Nothing is left of the {len(data)} documents in '{column}': found no sentence in any of them."
         )
-    if pairs and len(rows) > 20 and all(label == 1 for label in rows["next_sentence_label"]):
-        raise DataError(
-            f"None of the {len(data)} documents in '{column}' has two segments, so none could follow another (a .txt file gives "
-            "a document a line): expected a row for each document, or --config_overrides next_sentence_prediction=false."
+    if pairs:
+        labels = (
+            rows["next_sentence_label"]
+            if isinstance(data, Dataset)
+            else make(peek(data, column))["next_sentence_label"]
         )
+        check_share(
+            sum(label == 0 for label in labels), len(labels), LEAST_PAIRS,
+            f"pairs of segments in '{column}' follow each other",
+            f"documents of several sentences, each shorter than max_seq_length={max_seq_length}, or --config_overrides "
+            "next_sentence_prediction=false",
+        )  # fmt: skip
     return rows
+
+
+def peek(data, column):
+    """Some documents as a block: the first of a stream, of other data some from everywhere, and of long ones their beginnings."""
+    if isinstance(data, Dataset):
+        texts = data[:: -(-len(data) // PEEK)][column]
+    else:
+        texts = next(data.iter(PEEK), {column: []})[column]
+    return {column: [text and text[: PEEK_SIZE // PEEK] for text in texts]}
+
+
+def check_share(used, total, least, what, expected):
+    """Warn where less than `least` of the `total` is used; raises DataError where it is next to nothing."""
+    if total <= FEWEST or used >= least * total:
+        return
+    message = (
+        f"{used:,} of {total:,} {what}: expected {expected}. Each row must be a document; of a folder of .txt files each file is "
+        "one, of a single file each paragraph between blank lines, or without them each line."
+    )
+    if used < LEAST * total:
+        raise DataError(f"Only {message}")
+    logger.warning("Only %s", message)
 
 
 def map_blocks(data, column, make, features, settings):

@@ -4,8 +4,9 @@ import torch
 from datasets import Dataset, Features, List, Value
 
 from .loading import DataError
-from .segments import document_groups, identity, map_blocks, tokenize
+from .segments import check_share, document_groups, identity, map_blocks, peek, tokenize
 
+LEAST_USED = 0.5  # part of the sentences, without a warning
 FEATURES = Features({"input_ids": List(List(Value("int32")))})  # sentences of words
 
 
@@ -18,9 +19,13 @@ def sentence_rows(data, column, tokenizer, sentences, max_words):
     rows = map_blocks(data, column, make, FEATURES, (identity(tokenizer), sentences, max_words))
     if isinstance(data, Dataset) and len(rows) == 0:
         raise DataError(
-            f"Nothing is left of the {len(data)} documents in '{column}': none has two sentences with words of the vocabulary "
-            "(a .txt file gives a document a line: expected a row for each document)."
+            f"Nothing is left of the {len(data)} documents in '{column}': none has two sentences with words of the vocabulary."
         )
+    used, total = make.used(peek(data, column))
+    check_share(
+        used, total, LEAST_USED, f"sentences of some documents in '{column}' are used",
+        "documents of two or more sentences with words of the vocabulary",
+    )  # fmt: skip
     return rows
 
 
@@ -34,6 +39,13 @@ class WindowMaker:
     def __call__(self, block):
         windows = (window for group in document_groups(block[self.column]) for window in self.windows(group))
         return {"input_ids": list(windows)}
+
+    def used(self, block):
+        """(sentences of a block that stand in windows, all of its sentences)."""
+        windows, total = self(block)["input_ids"], 0
+        for group in document_groups(block[self.column]):
+            total += sum(map(len, group))
+        return sum(map(len, windows)), total
 
     def windows(self, documents):
         """Of documents as lists of sentences: each is cut to windows that are as long as each other, to one."""
