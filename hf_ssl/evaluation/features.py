@@ -84,7 +84,7 @@ def extract(encoder, data, columns=(), label_column=None, batch_size=None, descr
             filled = end
     progress.close()
     if skipped:
-        logger.warning("%d %ss could not be decoded and were left out.", skipped, encoder.kind)
+        logger.warning("%d %ss could not be decoded and were left out%s.", skipped, encoder.kind, _because(encoder))
     return Features(features[:filled], labels[:filled], rows[:filled], skipped, too_long)
 
 
@@ -93,8 +93,15 @@ def first_items(encoder, data, columns, count):
     read = (encoder.read(*(row[name] for name in columns)) for row in data)
     items = list(islice((item for item in read if item is not None), count))
     if not items:
-        raise InputError(f"{encoder.kind}_column '{columns[0]}' holds no {encoder.kind} that can be decoded.")
+        found = f"no {encoder.kind} that can be decoded{_because(encoder)}"
+        raise InputError(f"{encoder.kind}_column '{columns[0]}' holds {found}.")
     return items
+
+
+def _because(encoder):
+    """Why the last broken row of this process could not be read, where the encoder says it."""
+    reason = getattr(encoder, "reason", None)
+    return f", the last because: {reason}" if reason else ""
 
 
 def take_samples(data, count, seed):

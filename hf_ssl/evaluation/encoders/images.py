@@ -5,15 +5,15 @@ seen here and another feature is taken, which `feature` names.
 """
 
 import logging
+import math
 from dataclasses import dataclass
-from itertools import islice
 
 import datasets
 import torch
 from torch import nn
 from transformers import AutoImageProcessor
 
-from ...data.images import decode_image, image_processor, image_rows
+from ...data.images import PHOTOGRAPH, decode_image, image_processor, image_rows
 from ...data.loading import LABEL_COLUMNS, find_column
 from ...errors import InputError
 from ..features import checked_labels
@@ -36,7 +36,8 @@ PIXEL_SIDE = 32  # raw pixels of larger images are averaged to at most 32 x 32, 
 class ImageEncoder:
     """`encoder(encoder.preprocess(images))` gives features, (N, D) float32.
 
-    model: in eval mode, float32. feature: what is taken from it, a key of FEATURES. channels: of the images it reads.
+    model: in eval mode, float32. feature: what is taken from it, a key of FEATURES. channels: of the images it reads. reason: why
+    the last broken image could not be read.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class ImageEncoder:
     channels: int
     name: str
     revision: str | None = None
+    reason: str | None = None
     kind, unit, batch_size = "image", "img", 256
 
     def find_columns(self, data, columns=(), label_column=None):
@@ -52,15 +54,26 @@ class ImageEncoder:
         return data, (column,), label_column
 
     def read(self, value):
-        return _decode(value, self.channels)
+        """uint8 (C, H, W); of a photograph, which is not held whole, its evaluation view, float32."""
+        try:
+            image = decode_image(value, self.channels)
+        except Exception as error:
+            self.reason = one_line(error)
+            return None
+        return image if image[0].numel() <= PHOTOGRAPH else self.preprocess([image])[0]
 
     def too_long(self, images):
         return 0
 
     def preprocess(self, images, device=None):
-        """A list of uint8 (C, H, W) to the evaluation view, (N, C, H, W) float32."""
-        batch = self.processor(images, return_tensors="pt", input_data_format="channels_first", device=device)
-        return batch["pixel_values"]
+        """A list of what `read` gives to the evaluation view, (N, C, H, W) float32."""
+        whole = [image for image in images if image.dtype == torch.uint8]
+        how = dict(return_tensors="pt", input_data_format="channels_first", device=device)
+        made = self.processor(whole, **how)["pixel_values"] if whole else ()
+        if len(made) == len(images):
+            return made
+        made = iter(made)
+        return torch.stack([next(made) if image.dtype == torch.uint8 else image.to(device) for image in images])
 
     def __call__(self, pixel_values):
         return FEATURES[self.feature](self.model, pixel_values)
@@ -117,7 +130,7 @@ def image_and_label(data, image_column=None, label_column=None):
 
 
 def decode_rows(data, image_column, channels, rows):
-    """Images of the given rows, in their order, as uint8 (channels, H, W)."""
+    """Images of the given rows, in their order, as uint8 (channels, H, W), photographs reduced."""
     if isinstance(data, datasets.Dataset):
         return [_decode(data[row][image_column], channels) for row in rows]
     wanted = set(rows)
@@ -126,26 +139,41 @@ def decode_rows(data, image_column, channels, rows):
 
 
 def labelled_images(data, image_column, label_column, channels):
-    """(every image that can be decoded, uint8 (channels, H, W); their labels, (N,) int64)."""
+    """(every image that can be decoded, uint8 (channels, H, W), photographs reduced; their labels, (N,) int64)."""
     rows = [(_decode(row[image_column], channels), row[label_column]) for row in data]
     rows = [(image, label) for image, label in rows if image is not None]
     return [image for image, _ in rows], torch.tensor(checked_labels([label for _, label in rows], label_column))
 
 
 def first_images(data, image_column, channels, count):
-    """The first `count` images that can be decoded, or as many as there are, uint8 (channels, H, W) each."""
-    decoded = (_decode(row[image_column], channels) for row in data)
-    images = list(islice((image for image in decoded if image is not None), count))
+    """The first `count` images that can be decoded, or as many as there are, uint8 (channels, H, W), photographs reduced."""
+    images, reason = [], "the data are empty"
+    for row in data:
+        try:
+            images.append(_reduced(decode_image(row[image_column], channels)))
+        except Exception as error:
+            reason = one_line(error)
+        if len(images) == count:
+            break
     if not images:
-        raise InputError(f"image_column '{image_column}' holds no image that can be decoded.")
+        raise InputError(
+            f"image_column '{image_column}' holds no image that can be decoded, the last because: {reason}."
+        )
     return images
 
 
 def _decode(value, channels):
+    """uint8 (channels, H, W), a photograph reduced, None if it is broken."""
     try:
-        return decode_image(value, channels)
+        return _reduced(decode_image(value, channels))
     except Exception:
         return None
+
+
+def _reduced(image):
+    """A uint8 image (C, H, W) with at most PHOTOGRAPH pixels."""
+    factor = min(math.ceil((image[0].numel() / PHOTOGRAPH) ** 0.5), *image.shape[1:])
+    return image if factor <= 1 else nn.functional.avg_pool2d(image.float(), factor).round().byte()
 
 
 def _load_processor(repo, revision, size, channels):
