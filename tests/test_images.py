@@ -1,6 +1,7 @@
 """What a picture's pixels mean: one rule for each kind of file in training, in evaluation and in a release's processor."""
 
 import io
+import tarfile
 
 import datasets
 import numpy as np
@@ -9,10 +10,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from test_views import multi_crop, two_views
+from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel, pipeline
 
-from hf_ssl.data import ImageDecoder, RandomResizedCropAndFlip, decode_image, image_processor
+import hf_ssl
+from hf_ssl.cli.images import choose_processor
+from hf_ssl.cli.parse import parse_arguments
+from hf_ssl.cli.pretrain import Preset
+from hf_ssl.data import DataError, ImageDecoder, RandomResizedCropAndFlip, decode_image, image_processor, load_split
 from hf_ssl.data.images import PHOTOGRAPH
-from hf_ssl.evaluation.encoders.images import ImageEncoder, first_images
+from hf_ssl.errors import InputError
+from hf_ssl.evaluation.encoders.images import ImageEncoder, first_images, load_encoder
+from hf_ssl.evaluation.encoders.loading import random_encoder, released_encoder
+from hf_ssl.hub.release import released_processor
+from hf_ssl.training.arguments import TwoViewArguments
 
 RAMP = np.tile(np.linspace(0, 255, 20).astype(np.uint8), (12, 1))
 COLOUR = np.stack([RAMP, RAMP[:, ::-1], np.roll(RAMP, 7, axis=1)], axis=-1)
@@ -194,3 +204,99 @@ def test_evaluation_does_not_hold_photographs_whole():
     assert torch.equal(encoder.preprocess(items), torch.stack(expected))
     [shown] = first_images([{"image": big.numpy()}], "image", 3, 1)
     assert shown.shape == (3, 550, 500) and shown.dtype == torch.uint8
+
+
+STAGES = dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+TINY_VIT = dict(
+    model_type="vit", image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+)
+GREY_METHODS = {
+    "mae": lambda: hf_ssl.MAEForPreTraining(
+        hf_ssl.MAEConfig(
+            backbone_config=TINY_VIT | {"num_channels": 1, "intermediate_size": 32}, decoder_hidden_size=8,
+            decoder_num_hidden_layers=1, decoder_num_attention_heads=1, decoder_intermediate_size=8,
+        )
+    ),
+    "rotation": lambda: hf_ssl.RotationForPreTraining(
+        hf_ssl.RotationConfig(backbone_config=dict(model_type="ssl_resnet", num_channels=1, **STAGES))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", GREY_METHODS)
+def test_a_release_of_one_channel_makes_grey_of_colour(tmp_path, method):
+    """By its processor, by `pipeline` and in evaluation, at its root and in its pretraining part."""
+    torch.manual_seed(0)
+    model, processor = GREY_METHODS[method]().eval(), image_processor(16, 1)
+    released_encoder(model.export_encoder()).save_pretrained(tmp_path)
+    released_processor(processor).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "pretraining")
+    native, read = AutoModel.from_pretrained(tmp_path).eval(), AutoImageProcessor.from_pretrained(tmp_path)
+    extract = pipeline("image-feature-extraction", model=str(tmp_path), pool=True)
+    encoder, whole = load_encoder(tmp_path), load_encoder(tmp_path / "pretraining")
+    assert encoder.channels == whole.channels == 3
+    for name in ("L", "RGB", "P", "LA", "RGBA", "CMYK", "1", "orientation 6"):
+        value = {"bytes": FILES[name], "path": None}
+        trained = processor([decode_image(value, 1)], return_tensors="pt", input_data_format="channels_first")
+        picture = datasets.Image().decode_example(value)
+        pixels = read(picture, return_tensors="pt").pixel_values
+        grey = (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+        levels = 0.001 if name in ("L", "1", "LA") else 1.1  # of 255: where training makes grey, it rounds
+        torch.testing.assert_close(grey, trained.pixel_values, rtol=0, atol=levels / 127.5)
+        with torch.no_grad():
+            found = native(pixels).pooler_output.flatten(1)
+            torch.testing.assert_close(found, model.embed(grey), rtol=0, atol=1e-5)
+            for each in (encoder, whole):
+                torch.testing.assert_close(each(each.preprocess([each.read(value)])), found, rtol=0, atol=1e-5)
+            if name not in ("LA", "RGBA"):  # whose transparency `pipeline` drops
+                torch.testing.assert_close(torch.tensor(extract(picture)).flatten(1), found, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert random_encoder(encoder, 0)(encoder.preprocess([encoder.read(value)])).shape == found.shape
+
+
+def test_what_begins_from_a_release_sees_its_images(tmp_path, monkeypatch, caplog):
+    """Another method's: its size and normalisation, unless another size is asked for; run.json has the size."""
+    ResNetModel(ResNetConfig(**STAGES)).save_pretrained(tmp_path / "bare")
+    ResNetModel(ResNetConfig(**STAGES)).save_pretrained(tmp_path / "release")
+    image_processor(28, mean=[0.1, 0.2, 0.3], std=[0.4] * 3).save_pretrained(tmp_path / "release")
+    ResNetModel(ResNetConfig(**STAGES)).save_pretrained(tmp_path / "plain")
+    image_processor(40, normalize=False).save_pretrained(tmp_path / "plain")
+
+    def chosen(folder, *arguments, normalize=True):
+        flags = ["--backbone", str(tmp_path / folder), "--output_dir", str(tmp_path / "run"), *arguments]
+        monkeypatch.setattr("sys.argv", ["pretrain", *flags])
+        presets = {"paper": Preset({}, dict(views="simclr"), "224 px")}
+        config, args = parse_arguments(hf_ssl.SimCLRForPreTraining, presets, TwoViewArguments)
+        processor = choose_processor(config, args, normalize)
+        return processor.crop_size["height"], args.image_size, list(processor.image_mean), list(processor.image_std)
+
+    assert chosen("release", normalize=False) == (28, 28, [0.1, 0.2, 0.3], [0.4] * 3)
+    assert chosen("release", "--image_size", "32")[:3] == (32, 32, [0.1, 0.2, 0.3])
+    assert chosen("plain") == (40, 40, [0.0] * 3, [1.0] * 3)
+    assert chosen("bare", normalize=False) == (224, None, [0.0] * 3, [1.0] * 3)
+    assert "has no image processor: size and normalisation are those of a new network" in caplog.text
+    with pytest.raises(
+        InputError, match="num_channels=5 does not fit backbone '.*', whose image processor has 3 channels"
+    ):
+        chosen("release", "--config_overrides", "backbone_config.num_channels=5")
+    with pytest.raises(InputError, match="num_channels must be at least 1, found 0"):
+        chosen("bare", "--config_overrides", "backbone_config.num_channels=0")
+
+
+def test_pictures_of_two_kinds_in_shards_are_named(tmp_path):
+    for folder, names in (("mixed", ("0.jpg", "1.png")), ("late", [f"{i}.jpg" for i in range(6)] + ["6.png"])):
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / folder / "0.tar", "w") as tar:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = len(FILES["RGB"])
+                tar.addfile(info, io.BytesIO(FILES["RGB"]))
+    for streaming in (False, True):
+        with pytest.raises(DataError, match="have not all the same extensions, such as jpg in some and png in others"):
+            load_split(str(tmp_path / "mixed"), streaming=streaming)
+    rows = list(load_split(str(tmp_path / "late"), streaming=True).cast_column("jpg", datasets.Image(decode=False)))
+    assert len(rows) == 7
+    with pytest.raises(
+        ValueError, match="the row has no image; in .tar shards, where some are called .jpg and others .png"
+    ):
+        decode_image(rows[6]["jpg"], 3)

@@ -1,9 +1,15 @@
 """Images as a run's data, their views, and the small encoders of the default recipes."""
 
+import logging
 from dataclasses import replace
 
-from ..data import VIEWS, ImageDecoder, RandomResizedCropAndFlip, Views, image_rows, load_split
+from transformers import AutoImageProcessor
+
+from ..data import VIEWS, ImageDecoder, RandomResizedCropAndFlip, Views, image_processor, image_rows, load_split
 from ..errors import InputError
+from ..evaluation.encoders.images import processor_view
+
+logger = logging.getLogger(__name__)
 
 
 def image_data(args, channels, view):
@@ -13,6 +19,49 @@ def image_data(args, channels, view):
     )
     rows, column = image_rows(rows, args.image_column)
     return rows.select_columns([column]), ImageDecoder(column, channels, view)
+
+
+def choose_processor(config, args, normalize=True):
+    """The image processor of a run: of the size and normalisation of the one that `--backbone` brings, unless --image_size asks
+    for another size; else as the method has it. normalize: else pixels stay in [0, 1]."""
+    encoder = config.backbone_config
+    channels, begun_from = encoder.num_channels, config.name_or_path or encoder.name_or_path
+    if channels < 1:
+        raise InputError(f"backbone_config.num_channels must be at least 1, found {channels}.")
+    given = _given_view(begun_from) if begun_from else None
+    if given is None:
+        return image_processor(view_size(config, args), channels, normalize)
+    if not getattr(encoder, "image_size", None):
+        args.image_size = args.image_size or given["size"]  # for run.json, and whoever goes on from there
+    size, mean, std = view_size(config, args), given["mean"], given["std"]
+    if (mean, std) == ([0.0], [1.0]):
+        return image_processor(size, channels, normalize=False)
+    if channels == 1 and len(set(mean)) == len(set(std)) == 1:  # a release of one channel, see `released_encoder`
+        mean, std = mean[:1], std[:1]
+    if len(mean) != channels:
+        raise InputError(
+            f"backbone_config.num_channels={channels} does not fit backbone '{begun_from}', whose image processor has "
+            f"{len(mean)} channels: leave it out of --config_overrides."
+        )
+    return image_processor(size, channels, True, mean, std)
+
+
+def _given_view(name):
+    """What the image processor of a folder or Hub id does, as `processor_view` has it; None if it has none."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        logger.warning(
+            "backbone '%s' has no image processor: size and normalisation are those of a new network.", name
+        )
+        return None
+    return processor_view(processor, len(processor.image_mean) if processor.do_normalize else 3)
+
+
+def log_network(model, args, size):
+    """One line about what is trained, beside the one about the data."""
+    encoder, millions = model.config.backbone_config.model_type, model.base_model.num_parameters() / 1e6
+    logger.info("network: %s (%s), %.2f M parameters, images of %d px", args.backbone, encoder, millions, size)
 
 
 def view_size(config, args):

@@ -18,6 +18,7 @@ from transformers import (
 from ..data import PairDecoder, RandomSquareCrop, load_split, pair_rows, train_bpe
 from ..data.pairs import captions, tags
 from ..errors import InputError
+from ..evaluation.encoders.images import processor_view
 from ..evaluation.encoders.loading import one_line
 from ..evaluation.processes import process_state
 from ..methods._backbone import check_backbone
@@ -155,10 +156,13 @@ def pair_processor(config, args, tokenizer):
 
 def pair_decoder(config, args, columns, processor):
     """What reads the rows of `pair_data` as `processor` does, but for CLIP's random squares."""
-    images, scale = processor.image_processor, args.min_crop_scale or 1.0
-    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
-    view = RandomSquareCrop(size["height"], images.image_mean, images.image_std, (scale, 1.0))
-    channels = config.backbone_config.vision_config.num_channels
+    images, channels = processor.image_processor, config.backbone_config.vision_config.num_channels
+    if channels != len(images.image_mean):
+        raise InputError(
+            f"backbone_config.vision_config.num_channels={channels} does not fit the image processor, which makes pictures of "
+            f"{len(images.image_mean)} channels: leave it out of --config_overrides."
+        )
+    view = RandomSquareCrop(**processor_view(images, channels), scale=(args.min_crop_scale or 1.0, 1.0))
     return PairDecoder(*columns, channels, view, processor.tokenizer, args.max_seq_length)
 
 

@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import torch
 
-from ..data import image_processor
 from ..data.words import word_tokenizer
 from ..errors import InputError
 from ..hub import check_run, finish_run, push_save
 from ..training import train
 from ..training.arguments import PairArguments, WordArguments
 from ..training.word_loop import train_words
-from .images import image_data, view_size
+from .images import choose_processor, image_data, log_network
 from .pairs import choose_towers, load_towers, pair_data, pair_decoder, pair_processor, pair_tokenizer, report_cut
 from .parse import build_model, parse_arguments
 from .text import word_corpus
@@ -33,11 +32,12 @@ def pretrain_images(model_class, presets, arguments_class, description, view, *,
     (model, rows, decoder, processor, path)}, drawn for the card.
     """
     config, args = parse_arguments(model_class, presets, arguments_class, description)
-    size, channels = view_size(config, args), config.backbone_config.num_channels
-    processor = image_processor(size, channels, normalize)
-    rows, decoder = image_data(args, channels, view(args, size, processor))
+    processor = choose_processor(config, args, normalize)
+    size = processor.crop_size["height"]
+    rows, decoder = image_data(args, config.backbone_config.num_channels, view(args, size, processor))
     count_samples(model_class, config, rows)
     model = build_model(model_class, config, args)
+    log_network(model, args, size)
     pretrain(model, rows, decoder, args, processor, pictures=pictures)
 
 
@@ -51,6 +51,7 @@ def pretrain_pairs(model_class, presets, description):
     decoder = pair_decoder(config, args, columns, processor)
     model = build_model(model_class, config, args)
     load_towers(model)
+    log_network(model, args, decoder.images.view.size)
     model.micro_batch_size = args.micro_batch_size
     pretrain(model, rows, decoder, args, processor, tokenizer)
     report_cut(decoder)

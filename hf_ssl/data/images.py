@@ -50,6 +50,10 @@ def decode_image(value, channels):
 
 def _opened(value):
     """A PIL image, of which nothing but the header has been read, or an array."""
+    if value is None:
+        raise ValueError(
+            "the row has no image; in .tar shards, where some are called .jpg and others .png, only those of one kind are found"
+        )
     if isinstance(value, dict):
         if value.get("bytes") is None:
             with xopen(value["path"], "rb") as file:  # also inside archives and on the Hub
@@ -119,26 +123,27 @@ def _eight_bits(array):
     return array.astype(np.uint8)
 
 
-def image_processor(size, channels=3, normalize=True):
+def image_processor(size, channels=3, normalize=True, mean=None, std=None):
     """The evaluation transform as a native image processor that takes grey or colour images of any size.
 
     From 128 pixels on: shorter side to size x 256 / 224, then the centre, as the papers do on ImageNet; below, images
-    are resized to size x size. Three channels are normalised by ImageNet's statistics, others to [-1, 1]; with
-    normalize=False pixels stay in [0, 1].
+    are resized to size x size. Pixels are normalised by `mean` and `std`, one number a channel; where these are not given, three
+    channels by ImageNet's statistics and others to [-1, 1]; with normalize=False they stay in [0, 1]. With other than three
+    channels it takes images that have as many: grey is not made of colour, which a release leaves to its first layer.
     """
     crop = size >= 128
-    if normalize and channels == 3:
-        mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-    else:
-        mean, std = ([0.5] * channels, [0.5] * channels) if normalize else ([0.0] * channels, [1.0] * channels)
+    if not normalize:
+        mean, std = [0.0] * channels, [1.0] * channels
+    elif mean is None:
+        mean, std = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if channels == 3 else ([0.5] * channels,) * 2
     return ViTImageProcessor(
         size={"shortest_edge": round(size * 256 / 224)} if crop else {"height": size, "width": size},
         do_center_crop=crop,
         crop_size={"height": size, "width": size},
         resample=PILImageResampling.BICUBIC,
         do_normalize=normalize,
-        image_mean=mean,
-        image_std=std,
+        image_mean=list(mean),
+        image_std=list(std),
         do_convert_rgb=channels == 3,
     )
 

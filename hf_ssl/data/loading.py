@@ -45,6 +45,11 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
         where += f" (config '{config_name}')" if config_name else ""
         if "corresponds to no data" in reason:
             reason = "the data set is empty: found 0 rows, expected at least 1"
+        if "don't share the same prefix or the same types" in reason:
+            reason = (
+                "the samples of its .tar files have not all the same extensions, such as jpg in some and png in others: rename "
+                "them to one (images may stay as they are)"
+            )
         raise DataError(f"{where} has no readable split '{split}': {reason}.") from error
     if isinstance(data, Dataset) and len(data) == 0:
         raise DataError(

@@ -17,8 +17,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, TemplateNotFound
 
+from ..data import image_processor
 from ..errors import InputError
 from ..evaluation import EVALUATIONS, PAIRS, PROTOCOLS, Metric, modality_of, results_table
+from ..evaluation.encoders.loading import released_encoder
 from ..evaluation.pictures import save_loss
 from ..evaluation.processes import process_state
 from ..methods import METHODS
@@ -84,8 +86,8 @@ def save_release(run: TrainingRun, processor, pictures=()):
     staging = folder / PARTIAL_RELEASE
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        run.model.export_encoder().save_pretrained(staging)
-        processor.save_pretrained(staging)
+        released_encoder(run.model.export_encoder()).save_pretrained(staging)
+        released_processor(processor).save_pretrained(staging)
         run.model.save_pretrained(staging / "pretraining")
         write_json(staging / "pretraining" / HISTORY, run.history)
         (staging / "images").mkdir()
@@ -108,6 +110,14 @@ def save_release(run: TrainingRun, processor, pictures=()):
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     write_card(folder)
+
+
+def released_processor(processor):
+    """`processor`, or, if it is one of grey pictures, its like of three equal channels, for `released_encoder`."""
+    if len(getattr(processor, "image_mean", None) or ()) != 1:
+        return processor
+    size, normalize = processor.crop_size["height"], processor.do_normalize
+    return image_processor(size, 3, normalize, processor.image_mean * 3, processor.image_std * 3)
 
 
 def _is_same(path, other):

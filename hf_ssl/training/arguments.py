@@ -134,7 +134,7 @@ class TrainingArguments(RunArguments):
 class ImageArguments(TrainingArguments):
     image_column: str | None = field(default=None, metadata={"help": "Column of images; found by type or name."})
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of a view in pixels; none: what the backbone's config says, else 224."}
+        default=None, metadata={"help": "Side of a view in pixels; none: the backbone's, else 224."}
     )
     min_crop_scale: float | None = field(
         default=None, metadata={"help": "Smallest part of an image's area that a crop takes; none: the paper's."}

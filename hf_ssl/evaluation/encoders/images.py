@@ -81,10 +81,7 @@ class ImageEncoder:
     @property
     def view(self):
         """What the evaluation view does: its side in pixels, and the mean and deviation it normalises by."""
-        side = self.preprocess([torch.zeros(self.channels, 64, 64, dtype=torch.uint8)]).shape[-1]
-        if not self.processor.do_normalize:
-            return {"size": side, "mean": [0.0], "std": [1.0]}
-        return {"size": side, "mean": list(self.processor.image_mean), "std": list(self.processor.image_std)}
+        return processor_view(self.processor, self.channels)
 
 
 @dataclass
@@ -114,6 +111,15 @@ def load_encoder(name_or_path, revision=None):
     encoder = ImageEncoder(model, processor, POOLED, channels, str(name_or_path), revision)
     encoder.feature = _choose_feature(encoder, pooler_is_random=any("pooler" in key for key in missing))
     return encoder
+
+
+def processor_view(processor, channels):
+    """What an image processor does: {"size": the side of what it gives, in pixels, "mean", "std": what it normalises by}."""
+    black = torch.zeros(channels, 64, 64, dtype=torch.uint8)
+    side = processor([black], return_tensors="pt", input_data_format="channels_first")["pixel_values"].shape[-1]
+    if not processor.do_normalize:
+        return {"size": side, "mean": [0.0], "std": [1.0]}
+    return {"size": side, "mean": list(processor.image_mean), "std": list(processor.image_std)}
 
 
 def pixel_encoder(encoder, images):
@@ -217,4 +223,5 @@ __all__ = [
     "labelled_images",
     "load_encoder",
     "pixel_encoder",
+    "processor_view",
 ]

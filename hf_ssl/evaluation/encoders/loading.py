@@ -10,6 +10,7 @@ What `features.extract` asks of an encoder, whatever it reads:
     too_long(items)                 how many of the items are cut to fit the model
 """
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ...methods import METHODS
 
 SSL_METHODS = {method.config_class.model_type: method for method in METHODS.values()}
 MODALITIES = {"pixel_values": "image", "input_ids": "text", "input_values": "audio"}
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601-2), as PIL makes grey of colour
 PAIRS = "image and text"  # what a dual encoder reads
 DUAL_ENCODER_CONFIGS = {*MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING.keys(), VisionTextDualEncoderConfig}
 
@@ -57,8 +59,8 @@ def load_model(name_or_path, revision=None) -> tuple[PreTrainedModel, set]:
     source = {"revision": revision, "subfolder": subfolder}
     try:
         if config.model_type in SSL_METHODS:
-            model = SSL_METHODS[config.model_type].from_pretrained(repo, **source).export_encoder().base_model
-            return model.float().eval(), set()
+            model = SSL_METHODS[config.model_type].from_pretrained(repo, **source)
+            return released_encoder(model.export_encoder()).base_model.float().eval(), set()
         arguments = {"dtype": torch.float32, "output_loading_info": True, **source}
         if config.model_type == "vit_mae":  # which hides a random 75% of each image
             model, info = ViTModel.from_pretrained(repo, add_pooling_layer=False, **arguments)
@@ -79,10 +81,30 @@ def random_encoder(encoder, seed):
         torch.manual_seed(seed)
         config = _pretraining_config(repo, subfolder, encoder.revision)
         if config is not None:
-            model = SSL_METHODS[config.model_type](config).export_encoder().base_model
+            model = released_encoder(SSL_METHODS[config.model_type](config).export_encoder()).base_model
         else:
             model = type(encoder.model)(encoder.model.config)
     return replace(encoder, model=model.float().eval())
+
+
+def released_encoder(encoder):
+    """What stands at the root of a release: the native encoder, which reads colour if `encoder` reads one grey channel.
+
+    Image processors of transformers make three channels of grey pictures, but no grey of colour. So the first layer does, whose
+    weights are multiplied by those by which PIL does; of three equal channels it gives what it gave of one.
+    """
+    if getattr(encoder.config, "num_channels", None) != 1:
+        return encoder
+    config = copy.deepcopy(encoder.config)
+    config.num_channels = 3
+    with torch.random.fork_rng():
+        colour = type(encoder)(config)
+    weights, expected = encoder.state_dict(), colour.state_dict()
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:  # (D, 1, ...), the only one that sees the channels
+            weights[name] = weight * torch.tensor(GREY).reshape(1, 3, *[1] * (weight.ndim - 2))
+    colour.load_state_dict(weights)
+    return colour.to(encoder.dtype).eval()
 
 
 def locate(name_or_path):
@@ -134,4 +156,5 @@ __all__ = [
     "modality_of",
     "one_line",
     "random_encoder",
+    "released_encoder",
 ]

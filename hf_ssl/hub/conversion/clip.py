@@ -232,10 +232,10 @@ converted value by value from the format of [openai/CLIP](https://github.com/ope
 [open_clip](https://github.com/mlfoundations/open_clip) to a plain `CLIPModel`.
 
 ```python
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import {{ "pipeline" if tokenizer else "AutoImageProcessor, AutoModel" }}
 
-image = Image.new("RGB", (300, 200))  # yours: Image.open("photo.jpg")
+image = Image.new("RGB", (300, 200))  # yours: ImageOps.exif_transpose(Image.open("photo.jpg"))
 {%- if tokenizer %}
 classify = pipeline("zero-shot-image-classification", model="{{ name }}")
 classify(image, candidate_labels=["a cat", "a dog"], hypothesis_template="a photo of {}.")

@@ -10,6 +10,8 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
 from ...errors import InputError
+from ...evaluation.encoders.loading import released_encoder
+from ..release import released_processor
 
 
 @dataclass
@@ -27,8 +29,8 @@ def write_release(release, folder):
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        release.encoder.save_pretrained(partial)
-        release.processor.save_pretrained(partial)
+        released_encoder(release.encoder).save_pretrained(partial)
+        released_processor(release.processor).save_pretrained(partial)
         if release.pretraining:
             release.pretraining.save_pretrained(partial / "pretraining")
         release.card.save(partial / "README.md")
@@ -49,10 +51,10 @@ CARD = """\
 {{ about }}
 
 ```python
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel
 
-image = Image.new("RGB", (300, 200))  # yours: Image.open("photo.jpg")
+image = Image.new("RGB", (300, 200))  # yours: ImageOps.exif_transpose(Image.open("photo.jpg"))
 processor = AutoImageProcessor.from_pretrained("{{ name }}")
 model = AutoModel.from_pretrained("{{ name }}")
 features = model(**processor(image, return_tensors="pt")).{{ features }}
