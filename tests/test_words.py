@@ -1,6 +1,8 @@
 """Text as word numbers, the training of word vectors, and what is done with them."""
 
+import gzip
 import json
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,6 +18,7 @@ from hf_ssl.data import DataError, load_split, text_rows
 from hf_ssl.data.words import Corpus, split_words, word_tokenizer
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation.protocols.words import WordVectors, word_analogies, word_similarity
+from hf_ssl.hub.conversion.word2vec import convert_word2vec
 from hf_ssl.training.arguments import WordArguments
 from hf_ssl.training.word_loop import train_words
 
@@ -59,6 +62,16 @@ def test_the_tokenizer_splits_as_the_corpus_does():
     words = ["istanbul", "हिन्दी", "café", "cafe\u0301"]
     assert word_tokenizer(words)("İstanbul हिन्दी Café Cafe\u0301")["input_ids"] == [1, 2, 3, 4]
     assert split_words(pa.array(["İstanbul हिन्दी Café Cafe\u0301"])).to_pylist() == [words]
+
+
+def test_the_unknown_words_own_name_is_no_word():
+    """As in text that went through a vocabulary before."""
+    rows = datasets.Dataset.from_dict({"text": ["[UNK] aa [UNK] bb aa [UNK]"] * 9})
+    text = Corpus(rows, "text", prepared=True)
+    assert text.words == ["aa", "bb"] and text.unknown == 27
+    [(_, _, ids, _)] = take(text.blocks(1), 1)
+    assert ids.tolist()[:4] == [1, 2, 1, 0]
+    assert word_tokenizer(text.words, prepared=True)("aa [UNK] bb cc")["input_ids"] == [1, 0, 2, 0]
 
 
 def test_counts_and_blocks(documents):
@@ -225,6 +238,23 @@ def test_similarity_is_spearmans(vectors, tmp_path):
     found = word_similarity(vectors, file)
     cosines = [vectors.similarity(one.lower(), other) for one, other in pairs]
     assert found == {"spearman": pytest.approx(spearmanr(cosines, [9.5, 7, 1, 2.5])[0]), "pairs": 5, "unknown": 1}
+    for lines in (
+        "cat\tdog\t9,5\nParis\trome\t7\ncat\tjapan\t1\ndog\titaly\t2,5",
+        'cat,dog,"9,5"\nParis,rome,7\ncat,japan,1\ndog,italy,"2,5"',
+        "cat;dog;9,5\nParis;rome;7\ncat;japan;1\ndog;italy;2,5",
+        "\ufeffcat dog  9.5\nParis rome 7\ncat   japan 1\ndog italy 2.5",
+    ):
+        file.write_text(lines, encoding="utf-8")
+        assert word_similarity(vectors, file) == found | {"pairs": 4, "unknown": 0}
+    file.write_text("cat,dog,3\ncat,dog,5,9\n")  # 5, and something else, or 5.9?
+    with pytest.raises(InputError, match="line 2: found 'cat,dog,5,9', expected two words and a number"):
+        word_similarity(vectors, file)
+    file.write_text("cat\tdog\t3\nrome\tdog\t3\n")
+    with pytest.raises(InputError, match="2 pairs have both words in the vocabulary, which are judged alike"):
+        word_similarity(vectors, file)
+    file.write_text("cat\tdog\t3\nrome\tdog\t4\n")
+    flat = WordVectors(vectors.words, torch.ones(10, 2))
+    assert word_similarity(flat, file)["spearman"] == 0
     file.write_text("cat\tdog\t3\ncat\tdog\tvery\n")
     with pytest.raises(InputError, match="line 2: found .* expected two words and a number"):
         word_similarity(vectors, file)
@@ -252,6 +282,41 @@ print(output.last_hidden_state.shape, output.pooler_output.sum(1).tolist())
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
     with pytest.raises(InputError, match="ends after 9 of 10 words"):
         WordVectors.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["vectors.txt", "vectors.bin", "vectors.txt.gz", "vectors.bin.gz"])
+def test_odd_files_of_word2vec(tmp_path, caplog, name):
+    """Lines of more than 4096 bytes, words that stand twice or are no UTF-8, and what else is in files that people have."""
+    table, binary = torch.randn(5, 512, generator=torch.Generator().manual_seed(0)), ".bin" in name
+    words = [b"caf\xe9", b"caf\xe8", "\u00e9t\u00e9".encode(), b"cat", b"caf\xe9"]
+
+    def write(words, table, count):
+        row = lambda v: v.numpy().astype("<f4").tobytes() if binary else " ".join(map(repr, v.tolist())).encode()  # noqa: E731
+        rows = [word + b" " + row(vector) for word, vector in zip(words, table, strict=True)]
+        data = b"%d 512\n%s\n" % (count, b"\n".join(rows))
+        (tmp_path / name).write_bytes(gzip.compress(data, 1) if name.endswith("gz") else data)
+        return tmp_path / name
+
+    found = WordVectors.load(write(words, table, 5))
+    assert found.words == ["caf\\xe9", "caf\\xe8", "\u00e9t\u00e9", "cat"] and torch.equal(found.vectors, table[:4])
+    assert "1 words stand twice; the first of each is taken" in caplog.text
+    release = convert_word2vec(SimpleNamespace(file=tmp_path / name, output_dir=tmp_path / "release"))
+    again = WordVectors.of_model(release.encoder, release.processor)
+    assert again.words == found.words and torch.equal(again.vectors, found.vectors)
+    with pytest.raises(InputError, match="announces 3 words, but goes on after them"):
+        WordVectors.load(write(words, table, 3))
+    table[1, 7] = torch.nan
+    with pytest.raises(InputError, match=r"the vector of 'caf.*', word 2, has numbers that are not finite"):
+        WordVectors.load(write(words, table, 5))
+    path = write(words, table.nan_to_num(), 5)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(InputError, match="ends after [34] of 5|could not be read"):
+        WordVectors.load(path)
+
+
+def test_of_words_that_stand_twice_the_first_counts():
+    vectors = WordVectors(["cat", "dog", "cat"], torch.eye(3))
+    assert vectors["cat"].tolist() == [1, 0, 0]
 
 
 def test_what_the_formats_cannot_hold_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from .words import add_words, read_as
+from .words import UNKNOWN, add_words, read_as
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def expand_vocabulary(model, tokenizer, vectors):
     own, number = tokenizer.get_vocab(), {}
     for place, word in enumerate(vectors.words):
         form = read_as(tokenizer, word)
-        if form and (form == word or form not in number):
+        if form and form != UNKNOWN and (form == word or form not in number):
             number[form] = place
     shared = [word for word in number if word in own]
     new = [word for word in number if word not in own]

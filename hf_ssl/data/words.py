@@ -37,7 +37,7 @@ def split_words(texts, prepared=False):
 
 def word_tokenizer(words, prepared=False):
     """A native tokenizer that splits as `split_words` does. words: V - 1 strings, ids from 1; 0 is what is unknown."""
-    vocabulary = {UNKNOWN: 0} | {word: number for number, word in enumerate(words, start=1)}
+    vocabulary = {word: number for number, word in enumerate(words, start=1)} | {UNKNOWN: 0}
     tokenizer = Tokenizer(WordLevel(vocabulary, UNKNOWN))
     if prepared:
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -105,7 +105,7 @@ class Corpus:
         for part in gather(own_counts):
             for word, count in part.items():
                 total[word] = total.get(word, 0) + count
-        frequent = [word for word, count in total.items() if count >= min_count]
+        frequent = [word for word, count in total.items() if count >= min_count and word != UNKNOWN]
         self.words = sorted(frequent, key=lambda word: (-total[word], word))
         if len(self.words) < 2:
             raise DataError(

@@ -5,8 +5,13 @@ as gensim ships them; lines of # and a first line of titles are passed by). Anal
 the titles of their sections after a colon (questions-words.txt of word2vec.c). Neither comes with the package.
 """
 
+import csv
+import gzip
+import io
 import logging
-import re
+import math
+import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +39,8 @@ METRICS = {  # of a file, whose name stands after a colon
 DETAILS_FILE = "word_tests.json"
 SHOWN = ("king", "france", "water", "three", "good")  # whose neighbours are told, where they are known
 CHUNK = 256  # analogies that are compared with all words at a time
+SAMPLE = 4096  # bytes of a file by which its format is known
+MOST_PACKED = 1032  # bytes that one of a .gz can stand for
 MAP_WORDS, FEWEST_ON_MAP = 150, 8  # that the picture shows
 
 
@@ -43,7 +50,9 @@ class WordVectors:
     def __init__(self, words, vectors):
         self.words, self.vectors = list(words), vectors.float()
         self.unit = F.normalize(self.vectors, dim=1)
-        self.number = {word: number for number, word in enumerate(self.words)}
+        self.number = {}  # of a word that stands twice the first
+        for number, word in enumerate(self.words):
+            self.number.setdefault(word, number)
 
     @classmethod
     def from_pretrained(cls, name_or_path, **kwargs):
@@ -68,7 +77,8 @@ class WordVectors:
 
     @classmethod
     def load(cls, path):
-        """From word2vec's text or binary format, which gensim writes too. Raises InputError if the file is neither."""
+        """From word2vec's text or binary format, which gensim writes too, also in a .gz; of words that stand twice the first.
+        Raises InputError if the file is neither."""
         words, vectors = read_word2vec(path)
         return cls(words, vectors)
 
@@ -154,28 +164,45 @@ def word_similarity(vectors, path):
     as they stand, then in lower case; pairs with an unknown word are left out and counted."""
     cosines, judgements, unknown = [], [], 0
     for number, line in enumerate(_lines(path), start=1):
-        fields = re.split(r"[\t,;]| +", line.strip())
-        try:
-            judgement = float(fields[2])
-        except (IndexError, ValueError):
+        words, judgement = _judged(line)
+        if judgement is None:
             if number == 1:  # titles
                 continue
             raise InputError(
-                f"{path}, line {number}: found '{line.strip()[:60]}', expected two words and a number."
-            ) from None
-        known = [_known(vectors, word) for word in fields[:2]]
+                f"{path}, line {number}: found '{line.strip()[:60]}', expected two words and a number, parted by tabs, commas or "
+                "spaces."
+            )
+        known = [_known(vectors, word) for word in words]
         if None in known:
             unknown += 1
             continue
         cosines.append(vectors.similarity(*known))
         judgements.append(judgement)
-    if len(cosines) < 2:
-        raise InputError(f"{path}: {len(cosines)} pairs have both words in the vocabulary: expected at least 2.")
+    if len(set(judgements)) < 2:
+        equal = ", which are judged alike" if len(judgements) > 1 else ""
+        raise InputError(
+            f"{path}: {len(cosines)} pairs have both words in the vocabulary{equal}: expected at least 2 that are judged "
+            "differently."
+        )
     return {
-        "spearman": float(spearmanr(cosines, judgements).statistic),
+        "spearman": float(spearmanr(cosines, judgements).statistic) if len(set(cosines)) > 1 else 0.0,
         "pairs": len(cosines) + unknown,
         "unknown": unknown,
     }
+
+
+def _judged(line):
+    """(the two words, the number) of a line; the number is None if there is none, or more than one thing that it could be."""
+    delimiter = next((mark for mark in "\t;," if mark in line), None)
+    fields = next(csv.reader([line.strip()], delimiter=delimiter)) if delimiter else line.split()
+    number = fields[2].strip() if len(fields) > 2 else ""
+    if delimiter == "," and len(fields) == 4 and number.isdigit() and fields[3].isdigit():  # 5,9 for 5.9?
+        return fields[:2], None
+    try:
+        judgement = float(number.replace(",", "."))
+    except ValueError:
+        judgement = math.nan
+    return [word.strip() for word in fields[:2]], judgement if math.isfinite(judgement) else None
 
 
 def word_analogies(vectors, path, most_frequent=300_000):
@@ -240,9 +267,10 @@ def save_word_map(path, vectors, count=MAP_WORDS, skip=50, seed=0):
 
 
 def read_word2vec(path):
-    """(words, (V, D) float32) of a file in word2vec's text or binary format."""
+    """(words, (V, D) float32) of a file in word2vec's text or binary format, which may be in a .gz. Of a word that stands twice
+    the first is taken. Bytes of a word that are not UTF-8 are written as \\xff."""
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as (file, most):
             header = file.readline(100)
             try:
                 count, width = map(int, header.split())
@@ -251,40 +279,61 @@ def read_word2vec(path):
                     f"{path} begins with '{header[:40].decode(errors='replace').strip()}': expected the number of words "
                     "and the width of their vectors, as word2vec writes them."
                 ) from None
-            if (
-                count < 1 or width < 1 or count * width * 2 > Path(path).stat().st_size
-            ):  # a number takes two letters or more
+            if count < 1 or width < 1 or count * width * 2 > most:  # a number takes two letters or more
                 raise InputError(f"{path} announces {count} words of {width} numbers, which it cannot hold.")
-            start, sample = file.tell(), file.read(4096)
-            file.seek(start)
-            text = _is_text(sample, width)
-            words, vectors = [], np.empty((count, width), np.float32)
+            read = _text_row if _is_text(file.peek(SAMPLE)[:SAMPLE]) else _binary_row
+            words, vectors = {}, np.empty((count, width), np.float32)
             for number in range(count):
-                word, vector = (_text_row if text else _binary_row)(file, width)
+                word, vector = read(file, width)
                 if vector is None:
                     raise InputError(f"{path} ends after {number} of {count} words, or holds something else there.")
-                words.append(word)
-                vectors[number] = vector
-    except OSError as error:
-        raise InputError(f"The word vectors {path} could not be opened: {error.strerror or error}.") from error
-    return words, torch.from_numpy(vectors)
+                word = word.decode(errors="backslashreplace")
+                if not np.isfinite(vector).all():
+                    raise InputError(
+                        f"{path}: the vector of '{word}', word {number + 1}, has numbers that are not finite."
+                    )
+                if word not in words:
+                    vectors[len(words)] = vector
+                    words[word] = None
+            if file.read(SAMPLE).strip():
+                raise InputError(
+                    f"{path} announces {count} words, but goes on after them: correct the number in its first line."
+                )
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"The word vectors {path} could not be read: {getattr(error, 'strerror', None) or error}."
+        ) from error
+    if len(words) < count:
+        logger.warning("%s: %d words stand twice; the first of each is taken.", path, count - len(words))
+    return list(words), torch.from_numpy(vectors[: len(words)])
 
 
-def _is_text(sample, width):
-    """Numbers stand in the first line as text?"""
-    fields = sample.split(b"\n")[0].rstrip().split(b" ")[-width:][:3]
+@contextmanager
+def _opened(path):
+    """(a buffered file, the most bytes that it can hold), unpacked if it begins as a .gz does."""
+    with open(path, "rb") as file:
+        most = Path(path).stat().st_size
+        if file.peek(2)[:2] != b"\x1f\x8b":
+            yield file, most
+            return
+        with io.BufferedReader(gzip.GzipFile(fileobj=file)) as unpacked:
+            yield unpacked, most * MOST_PACKED
+
+
+def _is_text(sample):
+    """Do numbers stand as text behind the first word?"""
     try:
-        return bool([float(field) for field in fields if field])
+        return bool([float(field) for field in sample.split(b"\n")[0].split()[1:3]])
     except ValueError:
         return False
 
 
 def _text_row(file, width):
-    fields = file.readline().decode(errors="replace").rstrip("\n ").split(" ")
+    word, *fields = file.readline().rstrip(b"\r\n ").rsplit(b" ", width)
     try:
-        return fields[0], np.array(fields[1:], np.float32) if len(fields) == width + 1 else None
+        return word, np.array(fields, np.float32) if len(fields) == width else None
     except ValueError:
-        return fields[0], None
+        return word, None
 
 
 def _binary_row(file, width):
@@ -293,13 +342,12 @@ def _binary_row(file, width):
         if letter != b"\n":
             word += letter
     values = file.read(4 * width)
-    vector = np.frombuffer(values, "<f4") if len(values) == 4 * width else None
-    return word.decode(errors="replace"), vector
+    return bytes(word), np.frombuffer(values, "<f4") if len(values) == 4 * width else None
 
 
 def _lines(path):
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return [line for line in file.read().splitlines() if line.strip() and not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The word file {path} could not be read: {error}.") from error

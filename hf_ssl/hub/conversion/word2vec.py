@@ -37,8 +37,7 @@ Converted with hf_ssl.
 def convert_word2vec(args):
     """Word vectors in word2vec's text or binary format: GoogleNews-vectors-negative300.bin, gensim's, others'."""
     words, vectors = read_word2vec(args.file)
-    kept = {word: number for number, word in reversed(list(enumerate(words))) if word != UNKNOWN}  # the first of each
-    numbers = sorted(kept.values())
+    numbers = [number for number, word in enumerate(words) if word != UNKNOWN]
     model = Word2VecModel(WordVectorsConfig(vocab_size=len(numbers) + 1, hidden_size=vectors.shape[1])).eval()
     model.embeddings.weight[1:] = vectors[numbers]
     name = args.output_dir.resolve().name
@@ -46,11 +45,10 @@ def convert_word2vec(args):
         library_name="transformers", pipeline_tag="feature-extraction", tags=["hf_ssl", "word2vec"], model_name=name
     )
     sizes = {"name": name, "file": args.file.name, "count": f"{len(numbers):,}", "width": vectors.shape[1]}
-    left_out = len(words) - len(numbers)
     return Release(
         encoder=model,
         processor=word_tokenizer([words[number] for number in numbers], prepared=True),
         pretraining=None,
         card=ModelCard.from_template(data, template_str=CARD, **sizes, **digests(args.file)),
-        notes=(f"{left_out} words stood twice or are reserved and were left out.",) if left_out else (),
+        notes=(f"The word {UNKNOWN} is reserved and was left out.",) if len(numbers) < len(words) else (),
     )
