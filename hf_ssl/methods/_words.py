@@ -24,6 +24,23 @@ def noise_distribution(counts, exponent):
     return weights / weights.sum()
 
 
+def alias_table(distribution):
+    """Walker's alias method, by which a draw from V words takes two numbers: (own (V,) float32, other (V,) int64).
+
+    Draw a word w evenly, and u evenly from [0, 1): it is w if u < own[w], else other[w].
+    """
+    scaled = (distribution * len(distribution)).tolist()
+    own, other = [float(share > 0) for share in scaled], [int(distribution.argmax())] * len(scaled)
+    small, large = [w for w, s in enumerate(scaled) if s < 1], [w for w, s in enumerate(scaled) if s >= 1]
+    while small and large:
+        word, giver = small.pop(), large[-1]
+        own[word], other[word] = scaled[word], giver
+        scaled[giver] -= 1 - scaled[word]
+        if scaled[giver] < 1:
+            small.append(large.pop())
+    return torch.tensor(own), torch.tensor(other)
+
+
 def huffman_paths(counts):
     """The binary tree in which frequent words are near the root: (offsets, nodes, labels).
 
@@ -62,4 +79,4 @@ def huffman_paths(counts):
     return offsets, torch.cat(nodes)[order], torch.cat(labels)[order]
 
 
-__all__ = ["FORMULAS", "huffman_paths", "keep_probability", "noise_distribution"]
+__all__ = ["FORMULAS", "alias_table", "huffman_paths", "keep_probability", "noise_distribution"]

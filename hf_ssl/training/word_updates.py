@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..methods._words import huffman_paths, keep_probability, noise_distribution
+from ..methods._words import alias_table, huffman_paths, keep_probability, noise_distribution
 
 BLOCK, BLOCKS_A_STEP, STEPS_PREPARED = 16, 16, 16
 CROWDED = 8  # times that a word may stand in a step, else its updates, which do not see each other, add up to too much
 NOISE_TABLE = 4_000_000  # draws are indices of a table in which each word stands as often as it is likely
+PLACES = 100  # of the table for each word, else it is too coarse and the draws are those of an alias table
 
 
 class Updates:
@@ -31,8 +32,13 @@ class Updates:
         self.config, self.window = config, config.window
         self.inputs, self.outputs = model.words.embeddings.weight.data, model.output_embeddings.weight.data
         self.keep = keep_probability(model.counts, config.subsampling, config.subsampling_formula)
-        shares = noise_distribution(model.counts, config.noise_exponent) * NOISE_TABLE
-        self.noise = torch.repeat_interleave(shares.round().long().clamp(min=1) * (model.counts > 0))
+        # a draw is noise[place], or, where there is `own`, the place itself if another draw is below own[place]
+        shares, self.own = noise_distribution(model.counts, config.noise_exponent), torch.zeros(0)
+        if PLACES * len(shares) > NOISE_TABLE:
+            self.own, self.noise = alias_table(shares)
+        else:
+            places = (shares * NOISE_TABLE).round().long().clamp(min=1)
+            self.noise = torch.repeat_interleave(places * (model.counts > 0))
 
     def __call__(self, ids, first_rate, last_rate, seed):
         """ids: (n,) int64 with a 0 after each line. The rate falls evenly from the one to the other."""
@@ -46,6 +52,14 @@ class Updates:
 
     def update(self, ids, lines, first_rate, last_rate, generator):
         raise NotImplementedError
+
+    def draw_noise(self, shape, generator):
+        """Words as negatives, (*shape,) int64."""
+        places = torch.randint(len(self.noise), shape, generator=generator).to(self.noise.device)
+        if not len(self.own):
+            return self.noise[places]
+        draws = torch.rand(shape, generator=generator).to(self.own.device)
+        return torch.where(draws < self.own[places], places, self.noise[places])
 
 
 class BlockUpdates(Updates):
@@ -79,8 +93,7 @@ class BlockUpdates(Updates):
         distance = torch.where(distance == 0, window + 1, distance.abs())  # (T, C); no word is its own context
         pairs = (distance <= own_window) & (target_lines == context_lines) & (target_lines >= 0)
         pairs = pairs.to(self.inputs.dtype)  # (blocks, T, C)
-        drawn = torch.randint(len(self.noise), (blocks, negatives), generator=generator)
-        drawn = self.noise[drawn.to(self.noise.device)].to(device)
+        drawn = self.draw_noise((blocks, negatives), generator).to(device)
         # a negative that is the word to be predicted does not count
         other = (drawn[:, :, None] != targets[:, None]).to(pairs.dtype)  # (blocks, K, T)
         against = torch.bmm(other, pairs).mul_(self.config.negatives / negatives)  # (blocks, K, C)
@@ -115,7 +128,7 @@ class CompiledUpdates(Updates):
         return self.config.objective == "hierarchical_softmax"
 
     def update(self, ids, lines, first_rate, last_rate, generator):
-        tables = (self.inputs.numpy(), self.outputs.numpy(), self.noise.numpy())
+        tables = (self.inputs.numpy(), self.outputs.numpy(), self.noise.numpy(), self.own.numpy())
         seed = int(torch.randint(2**62, (), generator=generator))
         draws = (self.window, self.config.negatives, seed)
         self.loop(ids.numpy(), lines.numpy(), *tables, *self.paths, first_rate, last_rate, *draws)
@@ -155,7 +168,7 @@ def compiled_loop(width, cbow, hierarchical):
             y[d] += step * x[d]
 
     @njit(**options)
-    def predictions(x, word, outputs, noise, offsets, nodes, turns, negatives, rate, error, random):
+    def predictions(x, word, outputs, noise, own, offsets, nodes, turns, negatives, rate, error, random):
         """All predictions of one input; returns the state of the random numbers."""
         if hierarchical:
             for place in range(offsets[word], offsets[word + 1]):
@@ -164,14 +177,19 @@ def compiled_loop(width, cbow, hierarchical):
         predict(x, word, float32(1), outputs, rate, error)
         for _ in range(negatives):
             random = random * uint64(25214903917) + uint64(11)
-            drawn = noise[(random >> uint64(16)) % uint64(len(noise))]
+            place = (random >> uint64(16)) % uint64(len(noise))
+            drawn = noise[place]
+            if len(own):
+                random = random * uint64(25214903917) + uint64(11)
+                if float32(random >> uint64(40)) * float32(2**-24) < own[place]:
+                    drawn = np.int64(place)
             if drawn != word:  # not drawn again: fewer negatives then, as in the original
                 predict(x, drawn, float32(0), outputs, rate, error)
         return random
 
     @njit(**options)
     def loop(
-        ids, lines, inputs, outputs, noise, offsets, nodes, turns, first_rate, last_rate, window, negatives, seed
+        ids, lines, inputs, outputs, noise, own, offsets, nodes, turns, first_rate, last_rate, window, negatives, seed
     ):
         error, mean = np.zeros(width, np.float32), np.zeros(width, np.float32)
         random = uint64(seed)
@@ -197,7 +215,7 @@ def compiled_loop(width, cbow, hierarchical):
                 for d in range(width):
                     mean[d] *= share
                 random = predictions(
-                    mean, ids[i], outputs, noise, offsets, nodes, turns, negatives, rate, error, random
+                    mean, ids[i], outputs, noise, own, offsets, nodes, turns, negatives, rate, error, random
                 )
                 for j in range(first, end):
                     if j != i:
@@ -210,7 +228,7 @@ def compiled_loop(width, cbow, hierarchical):
                         x = inputs[ids[j]]
                         error[:] = 0
                         random = predictions(
-                            x, ids[i], outputs, noise, offsets, nodes, turns, negatives, rate, error, random
+                            x, ids[i], outputs, noise, own, offsets, nodes, turns, negatives, rate, error, random
                         )
                         for d in range(width):
                             x[d] += error[d]

@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from methods.tester import MethodTester
 
 from hf_ssl import Word2VecConfig, Word2VecForPreTraining
-from hf_ssl.methods._words import huffman_paths, keep_probability, noise_distribution
+from hf_ssl.methods._words import alias_table, huffman_paths, keep_probability, noise_distribution
 from hf_ssl.training.word_updates import BlockUpdates, choose_updates
 
 VARIANTS = [
@@ -120,8 +120,10 @@ def tables(variant, width=8, seed=0, counts=(0, 9, 7, 5, 3, 2)):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v['architecture']}-{v['objective']}")
 class TestUpdates:
-    def test_compiled_loop_equals_word2vec_c(self, variant):
-        """On the same draws: those of its linear congruential generator."""
+    @pytest.mark.parametrize("places", [100, 10**7], ids=["table", "alias"])
+    def test_compiled_loop_equals_word2vec_c(self, variant, places, monkeypatch):
+        """On the same draws: those of its linear congruential generator; of many words by the alias method."""
+        monkeypatch.setattr("hf_ssl.training.word_updates.PLACES", places)
         model = tables(variant)
         ids, seed, rate = torch.randint(1, 6, (40,)), 12345, 0.05
         updates = choose_updates(model)
@@ -132,12 +134,18 @@ class TestUpdates:
             random = (random * 25214903917 + 11) % 2**64
             return random
 
+        def negative():
+            place = (draw() >> 16) % len(updates.noise)
+            if len(updates.own) and (draw() >> 40) / 2**24 < updates.own[place]:
+                return place
+            return int(updates.noise[place])
+
         paths = tree(model.counts)
 
         def predictions(word):
             if variant["objective"] == "hierarchical_softmax":
                 return paths(word)
-            drawn[:] = [int(updates.noise[(draw() >> 16) % len(updates.noise)]) for _ in range(5)]
+            drawn[:] = [negative() for _ in range(5)]
             return [(word, 1.0), *((row, 0.0) for row in drawn if row != word)]
 
         class Reaches:  # the window of a word is drawn before its negatives
@@ -147,7 +155,7 @@ class TestUpdates:
                 return reaches[i]
 
         expected = slow_loop(copy.deepcopy(model), ids.tolist(), rate, Reaches(), predictions)
-        arrays = (updates.inputs.numpy(), updates.outputs.numpy(), updates.noise.numpy())
+        arrays = (updates.inputs.numpy(), updates.outputs.numpy(), updates.noise.numpy(), updates.own.numpy())
         lines = np.zeros(40, np.int64)
         updates.loop(ids.numpy(), lines, *arrays, *updates.paths, rate, rate, 5, 5, seed)
         for found, wanted in zip(arrays, expected, strict=False):
@@ -251,6 +259,20 @@ def test_counts_decide_what_is_kept_and_drawn():
     assert keep_probability(counts, 0.0).tolist() == [1, 1, 1, 1]
     noise = noise_distribution(counts, 0.75)
     assert noise[0] == 0 and (noise[1] / noise[2]).item() == pytest.approx(0.2**0.75)
+
+
+def test_negatives_of_many_words_are_drawn_as_they_should():
+    """A table of 4 million places is 3% off for a million words."""
+    counts = (1e7 / torch.arange(1, 60_002)).long() * (torch.arange(60_001) % 7 != 0)
+    noise = noise_distribution(counts, 0.75)
+    own, other = alias_table(noise)
+    drawn = own.double().index_add(0, other, 1 - own.double()) / len(counts)
+    torch.testing.assert_close(drawn, noise, rtol=2e-4, atol=1e-12)
+    assert not drawn[counts == 0].any()
+    updates = BlockUpdates(tables(dict(shared_negatives=3), counts=counts.tolist()))
+    sample = updates.draw_noise((500_000,), torch.Generator().manual_seed(0))
+    found = torch.bincount(sample, minlength=len(counts))[1:10] / 500_000
+    torch.testing.assert_close(found, noise[1:10].float(), rtol=0.1, atol=0)
 
 
 def test_huffman_codes_are_optimal_and_free_of_prefixes():
