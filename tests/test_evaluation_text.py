@@ -27,10 +27,13 @@ from transformers import (
     T5Model,
     TokenizersBackend,
     WhisperConfig,
+    pipeline,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from hf_ssl import CPCTextModel, CPCTextModelConfig, Word2VecModel, WordVectorsConfig
 from hf_ssl.data import load_split, passages, sentences
+from hf_ssl.data.words import word_tokenizer
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import (
     LabelledRows,
@@ -103,6 +106,28 @@ PAIR = {"sentence1": ["god is in heaven"] * 6, "sentence2": ["the module returns
 
 
 # encoders
+
+
+@pytest.mark.parametrize("kind", ["cpc_text", "word2vec", "gpt2"])
+def test_texts_without_words_have_features_too(kind, tmp_path):
+    """First, or alone in a batch; where no tokenizer adds tokens of its own."""
+    model = {
+        "cpc_text": lambda: CPCTextModel(CPCTextModelConfig(vocab_size=3, embedding_size=4, hidden_size=8)),
+        "word2vec": lambda: Word2VecModel(WordVectorsConfig(vocab_size=3, hidden_size=8)),
+        "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=3, n_embd=8, n_layer=1, n_head=1, n_positions=16)),
+    }[kind]()
+    encoder = load_text_encoder(save(model, tmp_path, word_tokenizer(["aa", "bb"])))
+    features = lambda *texts: encoder(encoder.preprocess(texts))  # noqa: E731
+    with torch.no_grad():
+        alone = features("aa bb")
+        assert alone.abs().sum() > 0
+        for texts in ([":)"], ["", ":)"], [":)", "aa bb"], ["aa bb", ""]):
+            for text, feature in zip(texts, features(*texts), strict=True):
+                torch.testing.assert_close(feature, alone[0] if text == "aa bb" else torch.zeros(8))
+        assert features(("", ":)")).shape == (1, 32)
+    if kind != "gpt2":
+        extractor = pipeline("feature-extraction", model=encoder.model, tokenizer=encoder.processor)
+        assert extractor("") == [[]] and extractor([":)", "aa"])[0] == [[]]
 
 
 def test_features_are_the_mean_over_real_tokens(bert):

@@ -76,8 +76,9 @@ class CPCTextModel(PreTrainedModel):
     def convolve(self, input_ids):
         """(N, L) to the vectors of the known words of all texts, one after the other, (M, D), and which these are, (N, L)."""
         known, reach = input_ids.ne(0), self.config.kernel_size // 2
-        around = F.pad(input_ids, (reach, reach)).unfold(1, self.config.kernel_size, 1)[known]  # (M, kernel_size)
-        return self.convolution(self.embeddings(around).flatten(1)).relu(), known
+        # texts without words make a tensor without columns, or of floats: one column more, for unfold, and whole numbers
+        around = F.pad(input_ids.long(), (reach, reach + 1)).unfold(1, self.config.kernel_size, 1)[:, :-1][known]
+        return self.convolution(self.embeddings(around).flatten(1)).relu(), known  # around: (M, kernel_size)
 
     def mean(self, words, known):
         """What `convolve` gives to (N, D); a text without known words has the vector 0."""

@@ -9,6 +9,7 @@ https://arxiv.org/abs/1705.02364): what one text says beside the other no single
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 
 import datasets
 import torch
@@ -72,9 +73,10 @@ class TextEncoder:
         """Texts, or pairs to be read as one input, to the tensors that the model's forward names."""
         columns = zip(*texts, strict=True) if isinstance(texts[0], tuple) else [texts]
         columns = [list(column) for column in columns]
-        tokens = self.processor(
-            *columns, truncation=True, max_length=self.max_length, padding=self.padding, return_tensors="pt"
-        )
+        read = partial(self.processor, *columns, truncation=True, return_tensors="pt")
+        tokens = read(max_length=self.max_length, padding=self.padding)
+        if tokens["input_ids"].shape[1] == 0:  # no text has a token, nor does the tokenizer add any: padding alone
+            tokens = read(max_length=1, padding="max_length")
         known = inspect.signature(self.model.forward).parameters
         return {name: tensor.to(device) for name, tensor in tokens.items() if name in known}
 
@@ -90,8 +92,8 @@ class TextEncoder:
         hidden = output.last_hidden_state  # (N, L, D)
         if self.feature == CLS:
             return hidden[:, 0]
-        mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        mask = tokens["attention_mask"].unsqueeze(-1).bool()
+        return hidden.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)  # 0 of a text without tokens
 
 
 @dataclass
