@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import time
 
 import datasets
 import pytest
@@ -286,3 +287,17 @@ def test_a_vocabulary_is_the_same_at_every_run_and_says_if_it_is_small(caplog):
     assert len(small) < 30 and f"has {len(small)} entries; vocab_size asks for 500" in caplog.text
     with pytest.raises(DataError, match="no words"):
         train_wordpiece(lambda: iter(["", " "]), 500)
+
+
+def test_a_vocabulary_of_a_line_without_spaces(caplog, monkeypatch):
+    """Which took a time that grew with the square of its length."""
+    line, started = "".join(random.Random(0).choices("abcdefgh", k=300_000)), time.process_time()
+    with pytest.raises(DataError, match="found 299,999 of 300,000 characters stand in words of more than 100"):
+        train_wordpiece(lambda: iter([line]), 500)
+    with_words = train_wordpiece(lambda: iter([f"one two {line}, three", "four"]), 500)
+    assert time.process_time() - started < 20 and "299,999 of 300,019 characters stand in words" in caplog.text
+    words = ["one two , three", "four"]
+    assert with_words.get_vocab() == train_wordpiece(lambda: iter(words), 500).get_vocab()
+    monkeypatch.setattr("hf_ssl.data.wordpiece.PIECE", 10)
+    pieces = train_wordpiece(lambda: iter([" ".join(words)]), 500)
+    assert pieces.get_vocab() == train_wordpiece(lambda: iter(words), 500).get_vocab()

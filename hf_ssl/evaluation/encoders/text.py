@@ -30,6 +30,7 @@ GLUE_PAIRS = (  # the columns of GLUE's tasks on two texts
     ("question1", "question2"),
 )
 MAX_LENGTH = 128  # tokens; what BERT's fine-tuning on GLUE reads
+MOST_CHARACTERS = 2**18  # that are handed to a tokenizer, which takes all of a text apart before it cuts it
 WORDS, COMPONENTS = 20_000, 300  # of the bag; 300 as most word vectors
 FIT_ROWS = 20_000  # texts that a bag's words and components are found in
 
@@ -57,6 +58,7 @@ class TextEncoder:
     def read(self, *texts):
         if not all(isinstance(text, str) for text in texts):
             return None
+        texts = tuple(text[:MOST_CHARACTERS] for text in texts)
         return texts[0] if len(texts) == 1 else texts
 
     def too_long(self, items):
