@@ -205,6 +205,15 @@ def test_chunked_loss_has_the_value_and_gradient_of_the_plain_one(size, temperat
         torch.testing.assert_close(loss, plain, rtol=tolerance, atol=tolerance)
 
 
+def test_negatives_weigh_in_bfloat16_what_they_weigh_in_float32():
+    """Keys far from their queries, so that the loss is all negatives; 1 / 0.07 in bfloat16 would make it less by 0.026."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, queue = (F.normalize(torch.randn(n, 32, generator=generator), dim=1) for n in (64, 64, 2000))
+    expected = queue_cross_entropy(queries, keys, queue, 0.07)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(queue_cross_entropy(queries, keys, queue, 0.07), expected, rtol=0, atol=1e-3)
+
+
 def test_split_statistics_are_those_of_the_groups():
     x, split = torch.randn(12, 3, 5, 5) * 2 + 1, SplitBatchNorm(3, group_size=4)
     plain = nn.BatchNorm2d(3, momentum=None)  # whose running statistics are the mean over its batches
