@@ -1,5 +1,6 @@
 """Image encoders of transformers as the backbone of a method: ResNet, ViT, ConvNeXt, Swin, DINOv2 ..."""
 
+import copy
 from functools import cache
 
 import torch
@@ -21,7 +22,7 @@ def check_backbone(config):
     size = getattr(config, "image_size", None) or 224
     size = size if isinstance(size, list | tuple) else (size, size)
     with torch.device("meta"):  # shapes only
-        network = AutoModel.from_config(config).eval()
+        network = AutoModel.from_config(copy.deepcopy(config)).eval()
         try:
             return pooled(network, torch.zeros(1, config.num_channels, *size)).shape[1]
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -31,8 +32,9 @@ def check_backbone(config):
 
 
 def build_backbone(config):
-    """A new network of this config in float32, its weights drawn as transformers draws them."""
-    backbone = AutoModel.from_config(config, dtype=torch.float32)
+    """A new network of this config, its weights drawn as transformers draws them: in float32, whatever its config says, or in
+    the type that `from_pretrained` is building in."""
+    backbone = AutoModel.from_config(config, dtype=torch.get_default_dtype())
     for module in backbone.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True  # an activation less in memory; transformers adds residuals before it
@@ -45,16 +47,25 @@ def checkpoint_activations(model):
 
     transformers' own, for ResNet and ConvNeXt too, which it leaves out. Raises ValueError if there are no blocks.
     """
-    for module in model.modules():
-        if isinstance(module, MORE_BLOCKS):
-            module.__class__ = _checkpointed(type(module))
-    if not any(hasattr(module, "gradient_checkpointing") for module in model.modules()):
+    if not model.supports_gradient_checkpointing:
         backbone = getattr(model.config, "backbone_config", None)
         of = f" with a backbone of model_type '{backbone.model_type}'" if backbone else ""
         raise ValueError(f"activation_checkpointing: {type(model).__name__}{of} has no blocks to compute twice.")
     has_new_name = hasattr(model, "activation_checkpointing_enable")  # not yet in transformers 5.20
     enable = model.activation_checkpointing_enable if has_new_name else model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def has_blocks(model):
+    """Whether `checkpoint_activations` finds any in a network."""
+    return any(isinstance(m, MORE_BLOCKS) or hasattr(m, "gradient_checkpointing") for m in model.modules())
+
+
+def prepare_blocks(model):
+    """Let transformers' switch for checkpointing find the blocks that it leaves out."""
+    for module in model.modules():
+        if isinstance(module, MORE_BLOCKS) and not isinstance(module, GradientCheckpointingLayer):
+            module.__class__ = _checkpointed(type(module))
 
 
 @cache
@@ -72,7 +83,7 @@ def freeze_mask_tokens(model):
 
 def pooled(backbone, pixel_values):
     """(N, C, H, W) to (N, D): what the released encoder will give as `pooler_output`."""
-    features = getattr(backbone(pixel_values), "pooler_output", None)
+    features = getattr(backbone(pixel_values.to(backbone.dtype)), "pooler_output", None)
     if features is None:
         raise ValueError(f"{type(backbone).__name__} gives no pooler_output.")
     return features.flatten(1)
@@ -80,6 +91,13 @@ def pooled(backbone, pixel_values):
 
 def native_copy(backbone):
     """The network as plain transformers builds it, in float32 and eval mode, to be released."""
-    native = AutoModel.from_config(backbone.config, dtype=torch.float32)
+    native = AutoModel.from_config(copy.deepcopy(backbone.config), dtype=torch.float32)
     native.load_state_dict(backbone.state_dict())
     return native.eval()
+
+
+def load_parts(network, other, missing=()):
+    """Copy the weights of another network of the same kind, but for those `missing`, by name, in its file."""
+    weights = other.state_dict()
+    own = network.state_dict()
+    network.load_state_dict({name: own[name] if name in missing else weights[name] for name in own})

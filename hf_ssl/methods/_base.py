@@ -5,12 +5,13 @@ N batch, V views, C H W channels height width, L tokens or time steps, D feature
 """
 
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ._backbone import native_copy, pooled
+from ._backbone import has_blocks, load_parts, native_copy, pooled, prepare_blocks
 
 LOGGED_BY_THE_LOOP = (  # names that no metric of a method can have
     "loss", "learning_rate", "step", "epoch", "samples_per_second", "feature_std", "effective_rank", "projection_std",
@@ -23,6 +24,29 @@ class SSLConfig(PreTrainedConfig):
 
     A method adds its own typed fields, and a `backbone_config` where the encoder is a native architecture.
     """
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs):
+        """As transformers'; of a network without a method, such as a release has at its root, it is the backbone of a config
+        with the method's defaults."""
+        found, kwargs = super().get_config_dict(*args, **kwargs)
+        if found.get("model_type", cls.model_type) != cls.model_type and "backbone_config" in cls.sub_configs_defaults:
+            found = {"model_type": cls.model_type, "backbone_config": found.get("backbone_config", found)}
+        return found, kwargs
+
+    def get_text_config(self, *args, **kwargs):
+        """Where transformers finds, and changes, the size of the vocabulary: the backbone's."""
+        backbone = getattr(self, "backbone_config", None)
+        return (super() if backbone is None else backbone).get_text_config(*args, **kwargs)
+
+    @property
+    def vocab_size(self):
+        """The backbone's, where it reads tokens."""
+        return self.backbone_config.get_text_config().vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value):
+        self.backbone_config.get_text_config().vocab_size = value
 
     def check_least(self, **least):
         """Refuse fields that are smaller than the numbers given for them."""
@@ -39,6 +63,8 @@ class SSLOutput(ModelOutput):
     of the batch as training sees it. projections, projections_2: (N, P), what the loss compares of two views, for
     contrastive methods. mask: (N, L), 1 where the input was hidden, for masked methods. metrics: what else of the batch
     the loop logs, averaged: scalars, or vectors, whose elements are numbered from 1; by other names than the loop's own.
+    hidden_states, attentions: of the encoder, a tensor a layer, if asked for; of views that it reads one after the other,
+    those of the first above those of the second.
     """
 
     loss: torch.Tensor | None = None
@@ -48,6 +74,8 @@ class SSLOutput(ModelOutput):
     projections_2: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     metrics: dict | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,6 +85,42 @@ class SSLOutput(ModelOutput):
                 f"metrics must not be called {', '.join(LOGGED_BY_THE_LOOP)}, which the loop logs itself; "
                 f"found {', '.join(taken)}."
             )
+
+
+def _with_arguments_of_transformers(forward):
+    """`forward`, which may be given return_dict, output_hidden_states and output_attentions too, or have them of the config."""
+
+    @wraps(forward)
+    def wrapped(self, *args, return_dict=None, output_hidden_states=None, output_attentions=None, **kwargs):
+        given = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        wanted = {name: True for name, value in given.items() if getattr(self.config, name) and value is None or value}
+        if wanted:
+            output = _record(self.encoder, wanted, lambda: forward(self, *args, **kwargs))
+        else:
+            output = forward(self, *args, **kwargs)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    return wrapped
+
+
+def _record(encoder, wanted, forward):
+    """The output of `forward`, with what it asked the encoder for on the way."""
+    calls = []
+    hooks = (
+        encoder.register_forward_pre_hook(lambda _, args, kwargs: (args, kwargs | wanted), with_kwargs=True),
+        encoder.register_forward_hook(lambda _, args, output: calls.append(output)),
+    )
+    try:
+        output = forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in (name.removeprefix("output_") for name in wanted):
+        if calls and all(call.get(name) is not None for call in calls):
+            layers = zip(*(call[name] for call in calls), strict=True)
+            output[name] = tuple(torch.cat(layer) if len(layer) > 1 else layer[0] for layer in layers)
+    return output
 
 
 class SSLModel(PreTrainedModel):
@@ -75,10 +139,31 @@ class SSLModel(PreTrainedModel):
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ()  # what a method reads, which decides how its runs are evaluated: ("image",), ("image", "text") ...
-    supports_gradient_checkpointing = True
+    supports_gradient_checkpointing = True  # of an instance: whether its network has blocks for it
+    # each network refuses what it does not support
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     encoder_class = AutoModel  # what reads the checkpoint that training begins from, for `load_encoder`
     uses_sample_indices = False
     learning_rate_factors: dict[str, float] = {}  # by prefix of a module's name: {"discriminator": 0.1}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = _with_arguments_of_transformers(cls.forward)
+
+    def post_init(self):
+        super().post_init()
+        self.supports_gradient_checkpointing = has_blocks(self)
+
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        prepare_blocks(self)
+        super()._set_gradient_checkpointing(*args, **kwargs)
+
+    @classmethod
+    def is_custom_code(cls):
+        """Of others' code transformers draws no module anew that has no weights of its own, although its `_init_weights` may
+        draw those of its parts, as with an attention."""
+        return False
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -108,10 +193,15 @@ class SSLModel(PreTrainedModel):
             )
         return self.backbone
 
-    def load_encoder(self, encoder: PreTrainedModel):
-        """Start from the weights of a native encoder, such as `export_encoder` gives or the Hub has."""
-        weights = encoder.state_dict()
-        self.base_model.load_state_dict({name: weights[name] for name in self.base_model.state_dict()})
+    @property
+    def encoder(self) -> PreTrainedModel:
+        """Whose hidden states and attentions `forward` returns if asked to."""
+        return self.base_model
+
+    def load_encoder(self, encoder: PreTrainedModel, missing=()):
+        """Start from the weights of a native encoder, such as `export_encoder` gives or the Hub has. missing: names of those
+        that its file lacked; they stay as they were drawn here."""
+        load_parts(self.base_model, encoder, missing)
 
     def check_batch(self, size: int, processes: int):
         """Raise ValueError, in one sentence, if the method cannot train on batches of `size` on each process."""

@@ -15,7 +15,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 RECURRENT = {"gru": nn.GRU, "lstm": nn.LSTM}
 _AUTO_MAP = {"AutoConfig": "CPCAudioModelConfig", "AutoModel": "CPCAudioModel"}
@@ -70,12 +70,14 @@ class CPCAudioModelConfig(PreTrainedConfig):
 @dataclass
 class CPCAudioModelOutput(ModelOutput):
     """last_hidden_state: (N, L, hidden_size), the context after each frame. pooler_output: (N, hidden_size), its mean over
-    time. extract_features: (N, L, conv_size), the frames by themselves. state: of the recurrent network after the last."""
+    time. extract_features: (N, L, conv_size), the frames by themselves. state: of the recurrent network after the last.
+    hidden_states: what each convolution gives, and the context, if asked for."""
 
     last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
     extract_features: torch.Tensor | None = None
     state: torch.Tensor | tuple | None = None
+    hidden_states: tuple | None = None
 
 
 class CPCAudioModel(PreTrainedModel):
@@ -102,21 +104,27 @@ class CPCAudioModel(PreTrainedModel):
         self.recurrent = recurrent(config.conv_size, config.hidden_size, config.num_layers, batch_first=True)
         self.post_init()
 
-    def forward(self, input_values, attention_mask=None, state=None, **kwargs):
-        frames = input_values[..., None]  # (N, samples, 1)
+    @can_return_tuple
+    def forward(self, input_values, attention_mask=None, state=None, output_hidden_states=None, **kwargs):
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = ()
+        frames = input_values[..., None].to(self.dtype)  # (N, samples, 1)
         lengths = None if attention_mask is None else attention_mask.sum(1)  # (N,)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             if lengths is not None:
                 frames = frames * _before_end(frames, lengths)
                 lengths = convolution.output_lengths(lengths)
             frames = F.relu(norm(convolution(frames)), inplace=True)  # (N, L, conv_size)
+            hidden_states += (frames,) if output_hidden_states else ()
         contexts, state = self.recurrent(frames, state)
         if lengths is None:
             pooled = contexts.mean(1)
         else:
             present = _before_end(contexts, lengths)
             pooled = (contexts * present).sum(1) / present.sum(1).clamp(min=1)
-        return CPCAudioModelOutput(contexts, pooled, frames, state)
+        hidden_states += (contexts,) if output_hidden_states else ()
+        return CPCAudioModelOutput(contexts, pooled, frames, state, hidden_states or None)
 
     @torch.no_grad()
     def _init_weights(self, module):

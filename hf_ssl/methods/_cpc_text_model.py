@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 _AUTO_MAP = {"AutoConfig": "CPCTextModelConfig", "AutoModel": "CPCTextModel"}
 
@@ -66,12 +67,16 @@ class CPCTextModel(PreTrainedModel):
         self.convolution = nn.Linear(config.kernel_size * config.embedding_size, config.hidden_size)
         self.post_init()
 
-    def forward(self, input_ids, attention_mask=None, **kwargs):
+    @can_return_tuple
+    def forward(self, input_ids, attention_mask=None, output_hidden_states=None, **kwargs):
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(attention_mask == 0, 0)
         words, known = self.convolve(input_ids)
         hidden = words.new_zeros(*known.shape, words.shape[1]).masked_scatter(known[..., None], words)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.mean(words, known))
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = (self.embeddings(input_ids), hidden) if output_hidden_states else None
+        return BaseModelOutputWithPooling(hidden, self.mean(words, known), hidden_states)
 
     def convolve(self, input_ids):
         """(N, L) to the vectors of the known words of all texts, one after the other, (M, D), and which these are, (N, L)."""
@@ -83,13 +88,15 @@ class CPCTextModel(PreTrainedModel):
     def mean(self, words, known):
         """What `convolve` gives to (N, D); a text without known words has the vector 0."""
         counts = known.sum(1)
-        return torch.segment_reduce(words.float(), "sum", lengths=counts) / counts.clamp(min=1)[:, None]
+        means = torch.segment_reduce(words.float(), "sum", lengths=counts) / counts.clamp(min=1)[:, None]
+        return means.to(self.dtype)
 
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.weight[0])
+            if not getattr(module.weight, "_is_hf_initialized", False):  # a row by itself would not tell
+                init.zeros_(module.weight[0])
         elif isinstance(module, nn.Linear):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             init.zeros_(module.bias)

@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 from ._resnet import SSLResNetConfig, SSLResNetModel
 
@@ -84,11 +85,16 @@ class SSLTwoHalvesModel(PreTrainedModel):
         self.second = AutoModel.from_config(config.second_config, dtype=dtype)
         self.post_init()
 
-    def forward(self, pixel_values, **kwargs):
-        """pixel_values: (N, C, H, W)."""
+    @can_return_tuple
+    def forward(self, pixel_values, output_hidden_states=None, **kwargs):
+        """pixel_values: (N, C, H, W). hidden_states: those of the first half, then those of the second."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         halves = zip((self.first, self.second), self.split(pixel_values), strict=True)
+        outputs = [half(pixels, output_hidden_states=output_hidden_states) for half, pixels in halves]
         return BaseModelOutputWithPooling(
-            pooler_output=torch.cat([half(pixels).pooler_output.flatten(1) for half, pixels in halves], dim=1)
+            pooler_output=torch.cat([output.pooler_output.flatten(1) for output in outputs], dim=1),
+            hidden_states=sum((output.hidden_states for output in outputs), ()) if output_hidden_states else None,
         )
 
     def split(self, pixel_values):

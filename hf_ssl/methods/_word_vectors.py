@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 _AUTO_MAP = {"AutoConfig": "WordVectorsConfig", "AutoModel": "Word2VecModel"}
 
@@ -53,14 +54,18 @@ class Word2VecModel(PreTrainedModel):
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
         self.post_init()
 
-    def forward(self, input_ids, attention_mask=None, **kwargs):
+    @can_return_tuple
+    def forward(self, input_ids, attention_mask=None, output_hidden_states=None, **kwargs):
         vectors = self.embeddings(input_ids)  # (N, L, D)
         known = input_ids != 0
         if attention_mask is not None:
             known = known & (attention_mask != 0)
         known = known[..., None].to(vectors.dtype)  # (N, L, 1)
         mean = (vectors * known).sum(1) / known.sum(1).clamp(min=1)
-        return BaseModelOutputWithPooling(last_hidden_state=vectors, pooler_output=mean)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = (vectors,) if output_hidden_states else None
+        return BaseModelOutputWithPooling(last_hidden_state=vectors, pooler_output=mean, hidden_states=hidden_states)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -68,7 +73,8 @@ class Word2VecModel(PreTrainedModel):
         if isinstance(module, nn.Embedding):
             bound = 0.5 / self.config.hidden_size
             init.uniform_(module.weight, -bound, bound)
-            init.zeros_(module.weight[0])
+            if not getattr(module.weight, "_is_hf_initialized", False):  # a row by itself would not tell
+                init.zeros_(module.weight[0])
 
 
 __all__ = ["Word2VecModel", "WordVectorsConfig"]

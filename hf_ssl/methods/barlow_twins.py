@@ -74,7 +74,8 @@ class BarlowTwinsForPreTraining(SSLModel):
     def cross_correlation(self, projections, projections_2):
         """(N, P) of each view to (P, P), between -1 and 1: numbers of the first by numbers of the second, in float32."""
         with torch.autocast(projections.device.type, enabled=False):
-            first, second = self.normalize(projections.float()), self.normalize(projections_2.float())
+            views = (view.to(self.normalize.running_mean.dtype) for view in (projections, projections_2))
+            first, second = (self.normalize(view).float() for view in views)
             return sum_with_gradient(first.T @ second) / (len(first) * world_size())
 
     def check_batch(self, size, processes):

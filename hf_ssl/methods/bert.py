@@ -15,6 +15,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertLMPredictionHead, BertPreTrainingHeads
 
+from ._backbone import load_parts
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._distributed import gather, world_size
 from ._masking import mask_tokens
@@ -42,7 +43,15 @@ class BERTConfig(SSLConfig):
     next_sentence_prediction: bool = True
     mask_token_id: int = 103
     special_token_ids: list[int] | tuple[int, ...] = (101, 102)
-    tie_word_embeddings: bool = True
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Of the backbone, so that the release has it too."""
+        return self.backbone_config.tie_word_embeddings
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value):
+        self.backbone_config.tie_word_embeddings = value
 
     def validate_masking(self):
         if not isinstance(self.backbone_config, BertConfig):
@@ -67,8 +76,9 @@ class BERTForPreTraining(SSLModel):
     input_modalities = ("text",)
     encoder_class = BertForPreTraining
     _no_split_modules = ["BertEmbeddings", "BertLayer"]
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _tied_weights_keys = BertForPreTraining._tied_weights_keys
+    get_output_embeddings = BertForPreTraining.get_output_embeddings
+    set_output_embeddings = BertForPreTraining.set_output_embeddings
 
     def __init__(self, config: BERTConfig):
         super().__init__(config)
@@ -78,7 +88,6 @@ class BERTForPreTraining(SSLModel):
         if not config.next_sentence_prediction:  # what is not trained should not be noise either
             self.bert.pooler.requires_grad_(False)
             self.cls.seq_relationship.requires_grad_(False)
-            nn.init.eye_(self.bert.pooler.dense.weight)
 
     def forward(
         self,
@@ -95,8 +104,13 @@ class BERTForPreTraining(SSLModel):
         document_ids: (N, L), of rows that hold several texts, numbered from 1, 0 for padding; texts do not see each other.
 
         What is hidden follows from `sample_seeds`, (N,) int64, and is drawn afresh without them. With `labels`, (N, L), it
-        has been hidden before: the tokens to guess, and -100 where there is nothing to guess.
+        has been hidden before: the tokens to guess, and -100 where there is nothing to guess. In eval mode the loss is of the
+        words alone where there is no `next_sentence_label`.
         """
+        if self.training and self.config.next_sentence_prediction and next_sentence_label is None:
+            raise ValueError(
+                "next_sentence_prediction needs next_sentence_label: found none; set it to False for words only."
+            )
         if document_ids is not None:
             attention_mask = document_ids.ne(0)
         elif attention_mask is None:
@@ -114,7 +128,7 @@ class BERTForPreTraining(SSLModel):
         # the mean over the hidden tokens of all processes, which need not have as many
         everyones = gather(targets.ne(-100).sum()[None]).sum().clamp(min=1)
         loss = F.cross_entropy(logits.float(), targets, reduction="sum") * world_size() / everyones
-        if self.config.next_sentence_prediction:
+        if self.config.next_sentence_prediction and next_sentence_label is not None:
             follows = self.cls.seq_relationship(encoded.pooler_output)  # (N, 2)
             loss = loss + F.cross_entropy(follows.float(), next_sentence_label)
         hidden = torch.zeros_like(input_ids).flatten().scatter(0, chosen, targets.ne(-100).long())
@@ -168,14 +182,16 @@ class BERTForPreTraining(SSLModel):
         native.load_state_dict(self.state_dict())
         return native.float().eval()
 
-    def load_encoder(self, encoder: BertForPreTraining):
-        """Both heads too; those that a checkpoint lacks have been drawn by transformers."""
-        self.load_state_dict(encoder.state_dict())
+    def load_encoder(self, encoder: BertForPreTraining, missing=()):
+        """Both heads too."""
+        load_parts(self, encoder, missing)
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        if module is self and not self.config.next_sentence_prediction:
+            init.eye_(self.bert.pooler.dense.weight)
+        elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=self.config.backbone_config.initializer_range)
         elif isinstance(module, BertLMPredictionHead):
             init.zeros_(module.bias)

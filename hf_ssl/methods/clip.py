@@ -55,11 +55,10 @@ class CLIPForPreTraining(SSLModel):
     config: SSLCLIPConfig
     base_model_prefix = "clip"
     input_modalities = ("image", "text")
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: SSLCLIPConfig):
         super().__init__(config)
-        self.clip = AutoModel.from_config(config.backbone_config, dtype=torch.float32)
+        self.clip = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
         freeze_mask_tokens(self.clip)
         self.micro_batch_size = 0  # rows that are encoded with gradient at a time, 0: all
         self.post_init()
@@ -132,14 +131,13 @@ class CLIPForPreTraining(SSLModel):
             attention_mask = None  # the feature is the first end token's, which does not see what stands behind it
         return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
+    @property
+    def encoder(self):
+        """The tower of images."""
+        return self.clip.vision_model
+
     def export_encoder(self):
         return native_copy(self.clip)
-
-    @classmethod
-    def is_custom_code(cls):
-        """Of others' code transformers draws no module anew that has no weights of its own, such as an attention of CLIP's,
-        whose `_init_weights` draws those of its parts."""
-        return False
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -45,6 +45,7 @@ class CPCTextForPreTraining(SSLModel):
     config: CPCTextConfig
     main_input_name = "input_ids"
     input_modalities = ("text",)
+    supports_gradient_checkpointing = False
 
     def __init__(self, config: CPCTextConfig):
         super().__init__(config)
@@ -67,8 +68,8 @@ class CPCTextForPreTraining(SSLModel):
         sentences, contexts = self.encode(input_ids)  # (N, S, D), (N, S, C)
         present = input_ids.ne(0).any(-1)  # (N, S)
         with torch.autocast(sentences.device.type, enabled=False):
-            predictions = self.predictor(contexts.float())  # (N, S - K, K, D)
-            candidates = gather_with_gradient(sentences.flatten(0, 1))  # (A S, D), A windows in all
+            predictions = self.predictor(contexts.to(self.dtype)).float()  # (N, S - K, K, D)
+            candidates = gather_with_gradient(sentences.flatten(0, 1)).float()  # (A S, D), A windows in all
             logits = predictions @ candidates.T  # (N, S - K, K, A S)
         exist = gather(present.flatten())
         logits = logits.masked_fill(~exist, -torch.inf)

@@ -79,7 +79,7 @@ class MAEForPreTraining(SSLModel):
     base_model_prefix = "vit"
     input_modalities = ("image",)
     _no_split_modules = ["ViTMAEEmbeddings", "ViTMAELayer"]
-    _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
+    _supports_flex_attn = False
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
@@ -88,18 +88,13 @@ class MAEForPreTraining(SSLModel):
         self.grid = config.backbone_config.image_size // self.patch_size  # patches per side
         self.decoder = ViTMAEDecoder(config.vit_mae, num_patches=self.grid**2)
         self.post_init()
-        with torch.no_grad():  # the original draws query, key and value as one matrix of 3 D rows: a narrower uniform
-            for attention in (module for module in self.modules() if isinstance(module, ViTMAEAttention)):
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-                    rows, columns = projection.weight.shape
-                    projection.weight *= math.sqrt((rows + columns) / (3 * rows + columns))
 
     def forward(self, pixel_values, sample_seeds=None, noise=None, **kwargs):
         """pixel_values: (N, C, H, W). The patches with the smallest `noise`, (N, L), stay visible; it is drawn from
         `sample_seeds`, (N,) int64, if there are any, and afresh if not."""
         if noise is None and sample_seeds is not None:
             noise = uniform(fold_in(sample_seeds, MASK_STREAM), self.grid**2)
-        encoded = self.vit(pixel_values, noise=noise)
+        encoded = self.vit(pixel_values.to(self.dtype), noise=noise)
         tokens = encoded.last_hidden_state  # (N, 1 + visible, D)
         predicted = self.decoder(tokens, encoded.ids_restore).logits  # (N, L, patch_size^2 C)
 
@@ -110,7 +105,7 @@ class MAEForPreTraining(SSLModel):
         return SSLOutput(loss=loss, logits=predicted, features=tokens[:, 0], mask=encoded.mask)
 
     def target(self, pixel_values):
-        patches = patchify(pixel_values, self.patch_size)  # (N, L, patch_size^2 C)
+        patches = patchify(pixel_values.float(), self.patch_size)  # (N, L, patch_size^2 C)
         if self.config.norm_pix_loss:
             mean = patches.mean(-1, keepdim=True)
             variance = patches.var(-1, keepdim=True)  # unbiased, as in the original
@@ -133,7 +128,7 @@ class MAEForPreTraining(SSLModel):
         """The cls token after the last layer norm, no patch hidden: (N, D)."""
         embeddings = self.vit.embeddings
         positions = embeddings.position_embeddings  # (1, 1 + L, D)
-        tokens = embeddings.patch_embeddings(pixel_values) + positions[:, 1:]
+        tokens = embeddings.patch_embeddings(pixel_values.to(self.dtype)) + positions[:, 1:]
         cls_token = (embeddings.cls_token + positions[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([cls_token, tokens], dim=1)  # (N, 1 + L, D)
         for layer in self.vit.layers:
@@ -144,7 +139,8 @@ class MAEForPreTraining(SSLModel):
         """A plain ViTModel. Its pooler is the identity, so that `pooler_output` is the cls token: AutoModel builds a
         pooler in any case, and one that is not in the file would be random and different at each load."""
         config = type(self.config.backbone_config).from_dict(
-            self.config.backbone_config.to_dict() | {"pooler_act": "linear"}
+            self.config.backbone_config.to_dict()
+            | {"pooler_act": "linear", "pooler_output_size": self.config.backbone_config.hidden_size}
         )
         encoder = ViTModel(config)
         weights = self.vit.state_dict()
@@ -166,6 +162,8 @@ class MAEForPreTraining(SSLModel):
 class MAEEncoder(ViTMAEModel):
     """transformers' masking encoder with the official initialisation."""
 
+    is_custom_code = MAEForPreTraining.is_custom_code
+
     @torch.no_grad()
     def _init_weights(self, module):
         _init_as_official(module)
@@ -175,16 +173,22 @@ def _init_as_official(module):
     """models_mae.py: linear layers and patch projection xavier-uniform, tokens N(0, 0.02), fixed position tables."""
     if isinstance(module, nn.Linear):
         init.xavier_uniform_(module.weight)
-        init.zeros_(module.bias)
+        if module.bias is not None:
+            init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):
         init.ones_(module.weight)
         init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_in = module.weight[0].numel()
+        bound = math.sqrt(6 / (fan_in + module.out_channels))  # as a linear layer, not as a convolution
+        init.uniform_(module.weight, -bound, bound)
+        init.uniform_(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+    elif isinstance(module, ViTMAEAttention):
+        # the original draws query, key and value as one matrix of 3 D rows: narrower than what each has been drawn as
+        for weight in (module.q_proj.weight, module.k_proj.weight, module.v_proj.weight):
+            rows, columns = weight.shape
+            init.copy_(weight, weight * math.sqrt((rows + columns) / (3 * rows + columns)))
     elif isinstance(module, ViTMAEEmbeddings):
-        projection = module.patch_embeddings.projection
-        fan_in = projection.weight[0].numel()
-        bound = math.sqrt(6 / (fan_in + projection.out_channels))  # as a linear layer, not as a convolution
-        init.uniform_(projection.weight, -bound, bound)
-        init.uniform_(projection.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
         init.normal_(module.cls_token, std=0.02)
         _fill_positions(module.position_embeddings)
     elif isinstance(module, ViTMAEDecoder):

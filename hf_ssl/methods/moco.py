@@ -77,7 +77,6 @@ class MoCoForPreTraining(SSLModel):
         self.register_buffer("queue", torch.empty(config.queue_size, config.projection_size))  # (K, P)
         self.register_buffer("queue_position", torch.zeros((), dtype=torch.long))
         self.post_init()
-        self.init_key_encoder()
 
     def forward(self, pixel_values, pixel_values_2, sample_seeds=None, **kwargs):
         """pixel_values, pixel_values_2: (N, C, H, W), two views of each image. `sample_seeds`, (N,) int64, decide how the
@@ -145,8 +144,8 @@ class MoCoForPreTraining(SSLModel):
         self.queue.copy_(F.normalize(torch.randn(self.queue.shape, generator=generator), dim=1))
         self.queue_position.zero_()
 
-    def load_encoder(self, encoder):
-        super().load_encoder(encoder)
+    def load_encoder(self, encoder, missing=()):
+        super().load_encoder(encoder, missing)
         self.init_key_encoder()
 
     @torch.no_grad()
@@ -154,6 +153,11 @@ class MoCoForPreTraining(SSLModel):
         if module is self:
             init.copy_(self.queue, F.normalize(torch.randn_like(self.queue), dim=1))
             init.zeros_(self.queue_position)
+            # modules are drawn before what holds them: what no file has of the key encoder begins as the query encoder
+            for copied, module in ((self.key_backbone, self.backbone), (self.key_projector, self.projector)):
+                state = module.state_dict()
+                for name, tensor in copied.state_dict(keep_vars=True).items():
+                    init.copy_(tensor, state[name])
         else:
             draw_as_torch(module)  # as in the original
 

@@ -72,6 +72,7 @@ class Word2VecForPreTraining(SSLModel):
     base_model_prefix = "words"
     main_input_name = "input_ids"
     input_modalities = ("text",)
+    supports_gradient_checkpointing = False
 
     def __init__(self, config: Word2VecConfig):
         super().__init__(config)
@@ -142,6 +143,19 @@ class Word2VecForPreTraining(SSLModel):
         """The mean of the vectors of the known words, (N, D)."""
         return self.words(input_ids, attention_mask).pooler_output
 
+    def get_output_embeddings(self):
+        return self.output_embeddings
+
+    def set_output_embeddings(self, value):
+        self.output_embeddings = value
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As transformers'; a new word counts as seen once."""
+        resized = super().resize_token_embeddings(*args, **kwargs)
+        new = self.counts.new_ones(max(0, resized.num_embeddings - len(self.counts)))
+        self.counts = torch.cat([self.counts, new])[: resized.num_embeddings]
+        return resized
+
     def export_encoder(self) -> Word2VecModel:
         encoder = Word2VecModel(WordVectorsConfig.from_dict(self.config.backbone_config.to_dict()))
         encoder.load_state_dict(self.words.state_dict())
@@ -154,7 +168,7 @@ class Word2VecForPreTraining(SSLModel):
             init.ones_(self.counts)
         elif module is self.output_embeddings:
             init.zeros_(module.weight)
-        elif module is self.words.embeddings:
+        else:
             self.words._init_weights(module)
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from methods.test_moco import two_views
 from methods.tester import TINY_RESNET, MethodTester
-from test_moco import two_views
 from torch import nn
 
 from hf_ssl import BarlowTwinsConfig, BarlowTwinsForPreTraining

@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,9 +8,10 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.tester import MethodTester
 from processes import run_plain
-from transformers import BertForPreTraining
+from transformers import BertForMaskedLM, BertForPreTraining
 
 from hf_ssl import BERTConfig, BERTForPreTraining
+from hf_ssl.cli.parse import build_model
 from hf_ssl.data import train_wordpiece
 from hf_ssl.methods._masking import mask_tokens
 
@@ -121,6 +123,44 @@ class TestBERT(MethodTester):
         assert model.cls.predictions.decoder.bias is model.cls.predictions.bias
         for weight in (model.bert.encoder.layer[0].output.dense.weight, model.cls.predictions.transform.dense.weight):
             assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+    @pytest.mark.parametrize("where", ["method", "backbone"])
+    def test_untied_heads(self, tmp_path, where):
+        """Words have one vector as input and another as output, wherever the config says so; the release has both."""
+        backbone = TINY_BERT | ({"tie_word_embeddings": False} if where == "backbone" else {})
+        own = {} if where == "backbone" else {"tie_word_embeddings": False}
+        model = BERTForPreTraining(BERTConfig(**self.config | {"backbone_config": backbone}, **own)).eval()
+        words, output = model.bert.embeddings.word_embeddings.weight, model.cls.predictions.decoder.weight
+        assert not torch.equal(words, output) and not model.config.tie_word_embeddings
+        ids, native = self.batch()["input_ids"], model.export_encoder()
+        assert torch.equal(native.bert(ids).last_hidden_state, model.bert(ids).last_hidden_state)
+        native.save_pretrained(tmp_path)
+        begun = BERTForPreTraining(BERTConfig(**self.config | {"backbone_config": native.config}))
+        begun.load_encoder(BertForPreTraining.from_pretrained(tmp_path))
+        assert torch.equal(begun.bert.embeddings.word_embeddings.weight, words)
+        assert torch.equal(begun.cls.predictions.decoder.weight, output)
+
+    def test_begun_from_words_alone(self, tmp_path):
+        """The pooler that a file of a masked language model lacks is not noise, if it is not to be trained."""
+        BertForMaskedLM(self.model().config.backbone_config).save_pretrained(tmp_path)
+        config = BERTConfig(**self.config, next_sentence_prediction=False)
+        config.backbone_config.name_or_path = str(tmp_path)
+        model = build_model(BERTForPreTraining, config, SimpleNamespace(seed=0))
+        assert torch.equal(model.bert.pooler.dense.weight, torch.eye(32))
+        model = BERTForPreTraining.from_pretrained(tmp_path, config=config)
+        assert torch.equal(model.bert.pooler.dense.weight, torch.eye(32))
+
+    def test_without_labels_only_words_count(self):
+        model, batch = self.model().eval(), self.batch()
+        label = batch.pop("next_sentence_label")
+        both, words = model(**batch, next_sentence_label=label).loss, model(**batch).loss
+        hidden, *_ = model.mask(batch["input_ids"], batch["attention_mask"], batch["sample_seeds"])
+        follows = model.export_encoder()(
+            hidden, batch["attention_mask"], batch["token_type_ids"]
+        ).seq_relationship_logits
+        torch.testing.assert_close(both, words + F.cross_entropy(follows, label))
+        with pytest.raises(ValueError, match="next_sentence_prediction needs next_sentence_label"):
+            model.train()(**batch)
 
     def test_words_only(self, tmp_path):
         """Without sentence pairs the pooler is not trained, and is not noise."""

@@ -16,6 +16,7 @@ class TestCPCText(MethodTester):
     chance_loss = math.log(8 * 5)
     tolerance = 1e-5
     has_blocks = False
+    has_hidden_states = False
     brings_its_code = True
 
     def batch(self, seed=0):

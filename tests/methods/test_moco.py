@@ -148,6 +148,30 @@ class TestMoCo(MethodTester):
         native = model.export_encoder()(self.batch()["pixel_values"]).pooler_output.flatten(1)
         torch.testing.assert_close(native, features)
 
+    def test_a_plain_network_is_both_encoders_at_the_start(self, tmp_path):
+        """Of a folder of a network alone, with the config of a method or without, its own."""
+        network = self.model(seed=5).export_encoder()
+        network.save_pretrained(tmp_path)
+        given = MoCoForPreTraining.from_pretrained(tmp_path, config=MoCoConfig(**self.config))
+        found = MoCoForPreTraining.from_pretrained(tmp_path, queue_size=48)
+        assert found.config.backbone_config.hidden_sizes == [8, 16] and found.config.queue_size == 48
+        for model in (given, found):
+            for name, tensor in network.state_dict().items():
+                assert torch.equal(model.backbone.state_dict()[name], tensor), name
+                assert torch.equal(model.key_backbone.state_dict()[name], tensor), name
+            for name, tensor in model.projector.state_dict().items():
+                assert torch.equal(model.key_projector.state_dict()[name], tensor), name
+
+    def test_attention_can_be_chosen_where_there_is_any(self, tmp_path):
+        model = MoCoForPreTraining(MoCoConfig(**self.config | {"backbone_config": TINY_VIT}))
+        model.save_pretrained(tmp_path)
+        for attention in ("eager", "sdpa"):
+            loaded = MoCoForPreTraining.from_pretrained(tmp_path, attn_implementation=attention)
+            networks = (loaded.backbone, loaded.key_backbone)
+            assert [network.config._attn_implementation for network in networks] == [attention] * 2
+            loaded.set_attn_implementation("eager")
+            assert loaded.backbone.config._attn_implementation == "eager"
+
     def test_half_precision_encoders_are_trained_in_float32(self):
         backbone = TINY_RESNET | {"dtype": "bfloat16"}
         model = MoCoForPreTraining(MoCoConfig(**self.config | {"backbone_config": backbone}))
@@ -211,7 +235,7 @@ def test_negatives_weigh_in_bfloat16_what_they_weigh_in_float32():
     queries, keys, queue = (F.normalize(torch.randn(n, 32, generator=generator), dim=1) for n in (64, 64, 2000))
     expected = queue_cross_entropy(queries, keys, queue, 0.07)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(queue_cross_entropy(queries, keys, queue, 0.07), expected, rtol=0, atol=1e-3)
+        torch.testing.assert_close(queue_cross_entropy(queries, keys, queue, 0.07), expected, rtol=0, atol=4e-3)
 
 
 def test_split_statistics_are_those_of_the_groups():

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
+from methods.test_moco import two_views
 from methods.tester import TINY_RESNET, MethodTester
-from test_moco import two_views
 from torch import nn
 
 from hf_ssl import SimCLRConfig, SimCLRForPreTraining

@@ -35,6 +35,7 @@ class MethodTester:
     released_call = "model(**inputs)"
     released_features = "output.pooler_output.flatten(1)"  # what of the released encoder's output equals `embed`
     has_blocks = True  # that activation checkpointing knows
+    has_hidden_states = True  # of the encoder, which `forward` calls as a whole
     brings_its_code = False  # the released architecture is not in transformers
     teachers: dict[str, str] = {}  # modules that `after_step` lets follow others: {"key_backbone": "backbone"}
     fixed = ()  # prefixes of parameters that nothing moves: position tables, a frozen tower
@@ -182,24 +183,31 @@ class MethodTester:
         losses = [network.train()(**self.batch()).loss for network in (loaded, model)]  # what only training looks at
         assert torch.equal(*losses)
 
+    def test_arguments_of_transformers(self, tmp_path):
+        """return_dict, output_hidden_states, dtype: as any model of transformers takes them."""
+        model = self.model().eval()
+        output = model(**self.batch())
+        assert output.hidden_states is None
+        as_tuple = model(**self.batch(), return_dict=False)
+        assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], output.loss) and len(as_tuple) == len(output)
+        if self.has_hidden_states:
+            hidden = model(**self.batch(), output_hidden_states=True).hidden_states
+            assert len(hidden) > 0 and all(isinstance(layer, torch.Tensor) for layer in hidden)
+        model.save_pretrained(tmp_path)
+        half = self.model_class.from_pretrained(tmp_path, dtype=torch.bfloat16).train()
+        assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+        for cast in (lambda x: x, lambda x: x.bfloat16() if x.is_floating_point() else x):
+            loss = half(**{name: cast(value) for name, value in self.batch().items()}).loss
+            loss.backward()
+            torch.testing.assert_close(loss.float(), model.train()(**self.batch()).loss, rtol=0.1, atol=0.1)
+        assert {parameter.dtype for parameter in half.export_encoder().parameters()} == {torch.float32}
+
     def test_weights_missing_from_a_file_are_drawn_not_garbage(self, tmp_path):
         """transformers builds on the meta device: what no file fills must be filled by `_init_weights`, as in a new model.
 
         Every key is left out, with as many others in one file as do not disturb it (`antichains`).
         """
-        model = self.model().eval()
-        state = model.state_dict()
-        torch.manual_seed(1)
-        fresh, other = (self.model_class(copy.deepcopy(model.config)).state_dict() for _ in range(2))
-        faults = []
-        for missing in antichains(model):
-            model.save_pretrained(tmp_path, state_dict={k: v for k, v in state.items() if k not in missing})
-            torch.manual_seed(0)
-            with filled_with_nan():
-                loaded = self.model_class.from_pretrained(tmp_path).state_dict()
-            for name in missing:
-                constant = torch.equal(fresh[name], other[name])
-                faults += [f"{name}: {fault}" for fault in differences(loaded[name], fresh[name], constant)]
+        faults = drawn_otherwise(self.model().eval(), tmp_path)
         assert not faults, "\n".join(faults)
 
     def test_released_encoder_is_native(self, tmp_path):
@@ -228,6 +236,28 @@ class MethodTester:
 def everything(model):
     """All tensors by name: weights and buffers, those too that are not saved."""
     return dict(model.named_buffers()) | model.state_dict()
+
+
+def drawn_otherwise(model, folder):
+    """Of the weights of a model, each left out of its file: those that are then not as in a new model, and how, in words."""
+    model_class, state, faults = type(model), model.state_dict(), []
+    torch.manual_seed(1)
+    fresh, other = (model_class(copy.deepcopy(model.config)).state_dict() for _ in range(2))
+    for missing in antichains(model):
+        kept = {k: v for k, v in state.items() if k not in missing}
+        model.save_pretrained(folder, state_dict=kept or {"nothing": torch.zeros(1)})
+        torch.manual_seed(0)
+        with filled_with_nan():
+            loaded = model_class.from_pretrained(folder).state_dict()
+        for name in missing:
+            constant = torch.equal(fresh[name], other[name])
+            faults += [f"{name}: {fault}" for fault in differences(loaded[name], fresh[name], constant)]
+        faults += [
+            f"{name}: is changed"
+            for name in state
+            if name not in missing and not torch.equal(loaded[name], state[name])
+        ]
+    return faults
 
 
 def antichains(model):
