@@ -4,6 +4,7 @@ A Python user does as the scripts do: `check_run(model, args)`, `run = train(...
 `save_release` alone.
 """
 
+import copy
 import filecmp
 import importlib.util
 import json
@@ -14,13 +15,14 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, TemplateNotFound
 
 from ..data import image_processor
 from ..errors import InputError
 from ..evaluation import EVALUATIONS, PAIRS, PROTOCOLS, Metric, modality_of, results_table
-from ..evaluation.encoders.loading import released_encoder
+from ..evaluation.encoders.loading import one_line, released_encoder
 from ..evaluation.pictures import save_loss
 from ..evaluation.processes import process_state
 from ..methods import METHODS
@@ -63,16 +65,33 @@ def check_arguments(model_class, args):
 
 
 def check_run(model: SSLModel, args: RunArguments):
-    """Refuse, before the training, what would end a run after it: see `check_arguments`, and settings that cannot be written
-    or a repository that cannot be had. Called by every process. Raises InputError."""
+    """Refuse, before the training, what would end a run after it: see `check_arguments`, settings that cannot be written, a
+    model that cannot be released, or a repository that cannot be had. Called by every process. Raises InputError."""
     check_arguments(type(model), args)
     try:
         json.dumps([full_config(model.config), asdict(args)])
     except TypeError as error:
         raise InputError(f"The settings of the run cannot be written to {RUN_FILE}: {error}.") from error
+    _check_export(model)
     if args.push_to_hub:
         config, private = full_config(model.config), args.hub_private_repo
         from_main(process_state(), lambda: open_repository(args.hub_model_id, config, private) and None)
+
+
+def _check_export(model):
+    """Try the export on weights that are shapes only."""
+    config = copy.deepcopy(model.config)
+    try:
+        with torch.device("meta"):
+            encoder = type(model)(config).export_encoder()
+        for each in (encoder.config, config):  # as saving does
+            each.validate()
+            each.to_json_string()
+    except Exception as error:  # whatever a network makes of settings that do not go together
+        raise InputError(
+            f"{type(model).__name__} could be trained but not released with these settings: {one_line(error)}; change "
+            "config_overrides."
+        ) from error
 
 
 def save_release(run: TrainingRun, processor, pictures=()):
