@@ -110,7 +110,7 @@ def _document_unit(dataset_name, files):
     if len(paths) > 1 and max(Path(path).stat().st_size for path in paths) <= LARGEST_DOCUMENT:
         say_once(f"{dataset_name}: {len(paths)} text files, each of them a document")
         return "document"
-    with open(paths[0], "rb") as file:
+    with fsspec.open(paths[0], "rb", compression="infer") as file:
         start = file.read(2**20).replace(b"\r\n", b"\n")
     if 100 * start.count(b"\n\n") >= max(1, start.count(b"\n")):  # else they are empty documents among lines
         say_once(f"{dataset_name}: each paragraph, between blank lines, is a document")
