@@ -295,8 +295,31 @@ def test_bad_files_are_skipped_and_counted(name, streaming):
     alone = in_columns(audio=[bad] * 3)
     windows = audio_windows(streamed(alone) if streaming else alone, "audio", WINDOW)
     if name not in ("cut", "nan"):
-        with pytest.raises(DataError, match=f"could not be decoded, the last because: .*{reason}"):
+        verb = "used" if kind == "unfit" else "decoded"
+        with pytest.raises(DataError, match=f"could not be {verb}, the last because: .*{reason}"):
             take(TrainLoader(windows, WaveformBatches(WINDOW), 2, 0, buffer_size=8), 1)
+
+
+@pytest.mark.parametrize("kind, subtype", [("wav", "GSM610"), ("wav", "G721_32"), ("au", "G723_24")])
+def test_codecs_that_are_read_from_the_start_alone(kind, subtype):
+    file = encoded(noise(3 * 8000), rate=8000, kind=kind, subtype=subtype)
+    whole, part = decode_audio(file), decode_audio(file, start=1.0, seconds=0.5)
+    assert len(whole) == audio_length(file) >= 3 * 16000 and whole.std() > 0.01
+    assert torch.equal(part, whole[16000:24000])
+
+
+@pytest.mark.parametrize("rate", [1, 100_000_000])
+def test_rates_that_no_recorder_has_are_refused(rate):
+    """They would be hours of audio, or gigabytes of a filter."""
+    file = bytearray(encoded(noise(3 * 8000), kind="wav", subtype="PCM_16"))
+    file[24:28] = rate.to_bytes(4, "little")
+    array = {"array": np.zeros(8000, np.float32), "sampling_rate": rate}
+    for value in ({"bytes": bytes(file), "path": "clips/7.wav"}, array):
+        for read in (decode_audio, audio_length):
+            with pytest.raises(ValueError, match=f"the audio.* claims a rate of {rate} Hz: expected 1000 to 1000000"):
+                read(value)
+    with pytest.raises(ValueError, match="the audio 'clips/7.wav' cannot be read: Format not recognised"):
+        decode_audio({"bytes": b"This is no audio file. " * 9, "path": "clips/7.wav"})
 
 
 def test_files_that_are_too_short(caplog):

@@ -3,6 +3,7 @@
 import math
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -17,6 +18,7 @@ AUDIO_COLUMNS = ("audio", "file", "path", "flac", "wav", "mp3", "ogg", "opus")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "speakers", "client_id")
 LOBES = 10  # of the low-pass filter on each side, as `resample_poly` has them
 MP3_START = 4608  # frames that its decoder takes to come to itself: four of its blocks
+RATES = 1_000, 1_000_000  # Hz that a header may say: slower or faster than any recorder, it is broken
 MOST_FRAMES = 2**40  # samples; a header that promises more does not know
 
 
@@ -24,7 +26,7 @@ def audio_rows(data, audio_column=None):
     """(data with the audio column undecoded, that column's name)."""
     if find_spec("soundfile") is None:
         raise DataError('Recordings are decoded by soundfile, which is not installed: pip install "hf_ssl[audio]".')
-    column = find_column(data, audio_column, "audio", AUDIO_COLUMNS, (datasets.Audio,))
+    column = find_column(data, audio_column, "audio", AUDIO_COLUMNS, (datasets.Audio,), values=False)
     kind = (data.features or {}).get(column)
     known = ("binary", "large_binary", "string", "large_string", "dict")
     if kind is not None and not isinstance(kind, dict) and getattr(kind, "dtype", None) not in known:
@@ -44,6 +46,7 @@ def decode_audio(value, sampling_rate=SAMPLING_RATE, start=0.0, seconds=None):
     first = round(start * sampling_rate)
     count = None if seconds is None else round(seconds * sampling_rate)
     if isinstance(value, dict) and value.get("array") is not None:
+        _check_rate(value["sampling_rate"], value)
         rate, samples = value["sampling_rate"], np.atleast_2d(np.asarray(value["array"], np.float32).T).T  # (T, C)
         begin, end, skip = _frames(rate, sampling_rate, first, count)
         samples = samples[begin:end]
@@ -51,9 +54,9 @@ def decode_audio(value, sampling_rate=SAMPLING_RATE, start=0.0, seconds=None):
         with open_audio(value) as file:
             rate = file.samplerate
             begin, end, skip = _frames(rate, sampling_rate, first, count)
-            samples = _read(file, begin, end)
+            samples = _read(file, begin, end, value)
     if not np.isfinite(samples).all():
-        raise ValueError("the audio holds values that are not finite")
+        raise ValueError(f"the audio{_name(value)} holds values that are not finite")
     waveform = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1)
     if rate != sampling_rate and len(waveform):
         from scipy.signal import resample_poly  # takes a second to import
@@ -62,50 +65,68 @@ def decode_audio(value, sampling_rate=SAMPLING_RATE, start=0.0, seconds=None):
         waveform = resample_poly(waveform, up, down, window=_low_pass(up, down))
     waveform = waveform[skip : None if count is None else skip + count]
     if len(waveform) == 0:
-        raise ValueError("the audio is empty" if first == 0 else f"the audio ends before {start:.2f} s")
+        raise ValueError(f"the audio{_name(value)} " + ("is empty" if first == 0 else f"ends before {start:.2f} s"))
     return torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
 
 
 def audio_length(value, sampling_rate=SAMPLING_RATE):
     """The samples that the header promises at `sampling_rate`. Raises ValueError if it cannot be read or does not say."""
     if isinstance(value, dict) and value.get("array") is not None:
+        _check_rate(value["sampling_rate"], value)
         return len(value["array"]) * sampling_rate // value["sampling_rate"]
     with open_audio(value) as file:
         if file.frames > MOST_FRAMES:
-            raise ValueError("the audio does not say how long it is")
+            raise ValueError(f"the audio{_name(value)} does not say how long it is")
         return file.frames * sampling_rate // file.samplerate
 
 
 def open_audio(value):
     """An open `soundfile.SoundFile`: its header has been read, its samples not. Raises ValueError."""
-    if isinstance(value, dict):
-        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-    if not value:
-        raise ValueError("the audio is empty")
+    source = value
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    if not source:
+        raise ValueError(f"the audio{_name(value)} is empty")
     import soundfile  # an extra: who has no recordings need not have it
 
     try:
-        if isinstance(value, bytes | pa.Buffer):
-            value = pa.BufferReader(value)  # without a copy
-        elif "://" in str(value):  # on the Hub or inside an archive
-            value = xopen(str(value), "rb")
-        return soundfile.SoundFile(value)
+        if isinstance(source, bytes | pa.Buffer):
+            source = pa.BufferReader(source)  # without a copy
+        elif "://" in str(source):  # on the Hub or inside an archive
+            source = xopen(str(source), "rb")
+        file = soundfile.SoundFile(source)
     except (RuntimeError, TypeError, OSError) as error:
-        raise _unreadable(error) from error
+        raise _unreadable(error, value) from error
+    _check_rate(file.samplerate, value)
+    return file
 
 
-def _read(file, begin, end):
+def _read(file, begin, end, value):
     """Frames begin .. end, or as far as they go, (T, C) float32."""
     try:
-        early = min(begin, MP3_START if file.format == "MP3" else 0)
-        file.seek(min(begin - early, file.frames))
-        return file.read(-1 if end is None else end - begin + early, "float32", always_2d=True)[early:]
+        if file.seekable():
+            early = min(begin, MP3_START if file.format == "MP3" else 0)
+            file.seek(min(begin - early, file.frames))
+            return file.read(-1 if end is None else end - begin + early, "float32", always_2d=True)[early:]
+        # some codecs, such as GSM's, are read from the start alone
+        return file.read(min(file.frames, file.frames if end is None else end), "float32", always_2d=True)[begin:]
     except (RuntimeError, OSError) as error:  # for instance, a FLAC file that was cut off
-        raise _unreadable(error) from error
+        raise _unreadable(error, value) from error
 
 
-def _unreadable(error):
-    return ValueError(f"the audio cannot be read: {getattr(error, 'error_string', error)}")
+def _check_rate(rate, value):
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"the audio{_name(value)} claims a rate of {rate} Hz: expected {RATES[0]} to {RATES[1]}")
+
+
+def _unreadable(error, value):
+    return ValueError(f"the audio{_name(value)} cannot be read: {getattr(error, 'error_string', error)}")
+
+
+def _name(value):
+    """The file of a value in messages, where it has one."""
+    path = value.get("path") if isinstance(value, dict) else value
+    return f" '{path}'" if isinstance(path, str | Path) and path else ""
 
 
 def _ratio(rate, sampling_rate):

@@ -43,6 +43,7 @@ class AudioEncoder:
     feature: str
     name: str
     revision: str | None = None
+    reason: str | None = None  # why the last broken row could not be read
     kind, unit, batch_size = "audio", "utterance", 16
 
     def find_columns(self, data, columns=(), label_column=None):
@@ -53,7 +54,8 @@ class AudioEncoder:
         rate = self.processor.sampling_rate
         try:
             waveform = decode_audio(value, rate, seconds=LONGEST + SHORTEST)
-        except Exception:
+        except Exception as error:
+            self.reason = one_line(error)
             return None
         return waveform if len(waveform) >= SHORTEST * rate else None
 
