@@ -13,6 +13,7 @@ from PIL import Image
 from test_views import VIEW, two_views
 
 from hf_ssl.data import DataError, ImageDecoder, TrainLoader, decode_image, image_processor, image_rows, load_split
+from hf_ssl.data.loader import Unfit
 from hf_ssl.methods._random import fold_in, seed_from, uniform
 
 
@@ -121,6 +122,22 @@ def test_sample_indices_are_the_numbers_of_the_rows(shards, workers):
     for batch in found:
         assert batch["sample_indices"].dtype == torch.int64 and torch.equal(batch["sample_indices"], batch["id"])
     assert batches.broken > 10 and "sample_indices" not in take(loader(shards), 1)[0]
+
+
+@pytest.mark.parametrize("error", [ValueError, Unfit])
+@pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])
+def test_nine_rows_of_ten_may_be_of_no_use(shards, streaming, error):
+    class FewAreGood(WithIds):
+        def decode(self, row):
+            if row["id"] % 10:
+                raise error("no use")
+            return super().decode(row)
+
+    rows, column = image_rows(load_split(str(shards), streaming=streaming))
+    batches = TrainLoader(rows, FewAreGood(column, 3, VIEW), 16, 3, buffer_size=16)
+    assert {i for batch in take(batches, 6) for i in batch["id"].tolist()} == set(range(0, 120, 10))
+    skipped = batches.unfit if error is Unfit else batches.broken
+    assert skipped > 4 * batches.rows_seen and skipped == batches.unfit + batches.broken
 
 
 def test_rows_in_order_are_shared_among_processes(shards):

@@ -25,7 +25,7 @@ FEWEST = 2  # pixels of a reduced photograph, along a side, for each of a view
 def image_rows(data, image_column=None):
     """(data with the image column undecoded, that column's name)."""
     column = find_column(
-        data, image_column, "image", IMAGE_COLUMNS, (datasets.Image, datasets.Array3D, datasets.Array2D)
+        data, image_column, "image", IMAGE_COLUMNS, (datasets.Image, datasets.Array3D, datasets.Array2D), values=False
     )
     kind = (data.features or {}).get(column)
     if isinstance(kind, datasets.Value | datasets.ClassLabel) and kind.dtype not in ("binary", "large_binary"):

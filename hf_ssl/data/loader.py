@@ -10,13 +10,15 @@ Two orders, both functions of the seed alone, both saved as a few integers:
   began and how many of its rows are out, so resuming reads two blocks of its current shard again (and that shard
   from its start, where the file format cannot seek), and no row is stored.
 
-A row that cannot be decoded is replaced by another and counted, never fatal by itself.
+A row that cannot be decoded, or the rest of a shard that cannot be read, is replaced by another and counted, never fatal by
+itself.
 
 Rows may be grouped, by speaker for instance: both orders then go in runs of rows of one group (`_in_runs`). Their size does
 not depend on the processes, so neither do the batches of all processes together; a process's batch is of one group
 if it is as large as a run. What is left over of the groups of an epoch, or of a stream's block, makes runs of several.
 """
 
+import logging
 import signal
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -28,11 +30,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ..methods._random import seed_from
-from .loading import DataError
-from .stream import Stream
+from .loading import DataError, say_once
+from .stream import BrokenShard, Stream
 
 ROWS_IN_ORDER = 64  # of a batch in the order of the data
-ATTEMPTS = 10  # rows tried in a row before the data is taken to be undecodable as a whole
+ATTEMPTS = 10  # stand-ins for a row, half of them of its group, where there are groups
+MOST_ATTEMPTS = (
+    1000  # rows in a row before the data are taken to be of no use as a whole: 1 in 20,000 if 99% are broken
+)
 
 
 class Unfit(ValueError):
@@ -64,13 +69,19 @@ class Skipped:
     broken: int = 0
     unfit: int = 0
     reasons: dict = field(default_factory=dict)
+    shards: list = field(default_factory=list)
 
     def add(self, error):
-        """The reason that `error` states."""
         kind = "unfit" if isinstance(error, Unfit) else "broken"
         setattr(self, kind, getattr(self, kind) + 1)
         self.reasons[kind] = str(error).strip().rstrip(".")
-        return self.reasons[kind]
+        if isinstance(error, BrokenShard):
+            self.shards.append(self.reasons[kind])
+
+    def too_many(self, last):
+        """What to say when rows in a row are of no use."""
+        rows = f"{MOST_ATTEMPTS} rows in a row could not be {'used' if isinstance(last, Unfit) else 'decoded'}"
+        return f"{rows}, the last because: {str(last).strip().rstrip('.')}."
 
 
 @dataclass
@@ -141,6 +152,8 @@ class TrainLoader:
             self.rows_seen += self.batch_size * self.processes
             self.broken, self.unfit = self.broken + batch.skipped.broken, self.unfit + batch.skipped.unfit
             self.reasons |= batch.skipped.reasons
+            for shard in batch.skipped.shards:
+                say_once(f"The stream goes on without the rest of a shard: {shard}.", logging.WARNING)
             self.epoch = batch.epoch
             if self.streaming:
                 self.positions[batch.worker] = batch.position
@@ -269,18 +282,18 @@ class _Rows(Dataset):
         columns = self.data[[row for _, row in keys]]
         for i, (epoch, row) in enumerate(keys):
             value = {name: column[i] for name, column in columns.items()}
-            for attempt in range(ATTEMPTS + 1):
+            for attempt in range(MOST_ATTEMPTS):
                 seed = seed_from(self.seed, epoch, row)
                 try:
                     items.append(self.decoder.decode(value | {"sample_seed": seed}))
                     break
-                except Exception as error:  # bounded by ATTEMPTS and max_broken_fraction
-                    reason = skipped.add(error)
+                except Exception as error:  # bounded by MOST_ATTEMPTS and max_broken_fraction
+                    skipped.add(error)
+                    last = error
                 row = self._stand_in(epoch, row, attempt)
                 value = self.data[row]
             else:
-                sentence = f"{ATTEMPTS + 1} rows of the data in a row could not be decoded"
-                return Batch(error=f"{sentence}, the last because: {reason}.")
+                return Batch(error=skipped.too_many(last))
             rows.append(row)
             seeds.append(seed)
         batch = _make_batch(self.decoder, items, seeds, skipped, keys[0][0])
@@ -352,14 +365,15 @@ class _StreamBatches(IterableDataset):
                     return
                 seed = seed_from(self.seed, *key)
                 try:
+                    if isinstance(row, BrokenShard):
+                        raise row
                     items.append(self.decoder.decode(row | {"sample_seed": seed}))
                     in_a_row = 0
-                except Exception as error:  # bounded by ATTEMPTS and max_broken_fraction
-                    reason = skipped.add(error)
+                except Exception as error:  # bounded by MOST_ATTEMPTS and max_broken_fraction
+                    skipped.add(error)
                     in_a_row += 1
-                    if in_a_row > 10 * ATTEMPTS:
-                        sentence = f"{in_a_row} rows of the stream in a row could not be decoded"
-                        yield Batch(error=f"{sentence}, the last because: {reason}.")
+                    if in_a_row >= MOST_ATTEMPTS:
+                        yield Batch(error=skipped.too_many(error))
                         return
                     continue
                 seeds.append(seed)
@@ -373,5 +387,7 @@ class _StreamBatches(IterableDataset):
         generator = torch.Generator().manual_seed(seed_from(self.seed, reader, number))
         order = torch.randperm(len(rows), generator=generator)
         if self.group_column is not None:
-            order = _in_runs(order, [row[self.group_column] for row in rows], self.run_length)
+            groups = [None if isinstance(row, BrokenShard) else row[self.group_column] for row in rows]
+            known = next((group for group in groups if group is not None), 0)  # that a broken shard joins
+            order = _in_runs(order, [known if group is None else group for group in groups], self.run_length)
         return order.tolist()

@@ -2,22 +2,28 @@
 
 import glob
 import logging
-from functools import cache
+import os
+from dataclasses import replace
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 
 import datasets
 import fsspec
 from datasets import Dataset, IterableDataset
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+from huggingface_hub import DatasetCard
 
 from ..errors import InputError
+from .files import ENDINGS, MEDIA, LocalFiles, files_of_folder, files_of_list, what_it_is
 
 logger = logging.getLogger(__name__)
 SAMPLES = Path(__file__).parent / "samples"
-LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
-_BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow", ".txt": "text"}
 LARGEST_DOCUMENT = 2**24  # bytes; a larger .txt file is no document but a list of them
 FILES_A_SHARD = 2000  # documents of a stream that lie together: pairs are drawn from them
-_BUILDERS |= dict.fromkeys((".flac", ".wav", ".mp3", ".ogg", ".opus"), "audiofolder")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
+_MEDIA = (datasets.Image, datasets.Audio)
+_BYTES = ("binary", "large_binary")  # of images or recordings, where a column does not say what they are
 
 
 class DataError(InputError):
@@ -27,81 +33,96 @@ class DataError(InputError):
 def load_split(dataset_name=None, split="train", *, sample="images", config_name=None, streaming=False):
     """One split of a data set.
 
-    dataset_name: a Hub id; a local folder of parquet files, .tar shards (webdataset), images (imagefolder) or audio
-    (audiofolder); a glob of files; None for the embedded sample named by `sample`. Each of several .txt files is a document; of
-    a single one each paragraph between blank lines, or without them each line. Raises DataError if there is no such
-    data set or split.
+    dataset_name: a Hub id; a local folder of images, recordings, texts, parquet files or .tar shards (webdataset), or one
+    that `save_to_disk` has left; a file or a glob of files; None for the embedded sample named by `sample`, which also says
+    what is looked for in a folder of several kinds. Each of several .txt files is a document; of a single one each paragraph
+    between blank lines, or without them each line. Raises DataError if there is no such data set or split.
     """
-    builder, arguments = _find(dataset_name, sample)
-    if builder == "text":
-        arguments["sample_by"] = _document_unit(dataset_name, arguments["data_files"])
-        if streaming and arguments["sample_by"] == "document" and split in arguments["data_files"]:
-            return _stream_of_files(arguments["data_files"][split])
+    found = _find(dataset_name, sample, config_name)
+    local = isinstance(found, LocalFiles)
+    load = partial(_load, config_name=config_name, split=split, streaming=streaming)
+    where = f"The sample '{sample}'" if dataset_name is None else f"dataset_name '{dataset_name}'"
+    where += f" (config '{config_name}')" if config_name else ""
+    if local and "+" not in split and split.split("[")[0] not in found.splits:
+        raise DataError(f"{where} has no readable split '{split}': found {', '.join(sorted(found.splits))}.")
+    if local and found.builder == "text":
+        found.options["sample_by"] = _document_unit(dataset_name, found.splits)
+        if streaming and found.options["sample_by"] == "document":
+            return _stream_of_files(found.splits[split])
     try:
-        data = datasets.load_dataset(builder, config_name, split=split, streaming=streaming, **arguments)
-    except (FileNotFoundError, ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).strip().split("\n")[:2]).rstrip(".")
-        where = f"The sample '{sample}'" if dataset_name is None else f"dataset_name '{dataset_name}'"
-        where += f" (config '{config_name}')" if config_name else ""
-        if "corresponds to no data" in reason:
-            reason = "the data set is empty: found 0 rows, expected at least 1"
-        if "don't share the same prefix or the same types" in reason:
-            reason = (
-                "the samples of its .tar files have not all the same extensions, such as jpg in some and png in others: rename "
-                "them to one (images may stay as they are)"
-            )
-        raise DataError(f"{where} has no readable split '{split}': {reason}.") from error
+        try:
+            data = load(found)
+        except Exception as error:
+            if not local or found.builder in MEDIA:
+                raise
+            data = load(_without_broken_files(found, split, streaming, error))
+    except DataError:
+        raise
+    except Exception as error:  # whatever the reader of a format raises
+        raise DataError(f"{where} has no readable split '{split}': {reason(error)}.") from error
     if isinstance(data, Dataset) and len(data) == 0:
         raise DataError(
             f"dataset_name '{dataset_name}' is empty: found 0 rows in split '{split}', expected at least 1."
         )
+    if local:
+        left = _left_out(found, split, data)
+        for note in found.notes + left:
+            say_once(f"{dataset_name}: {note}", logging.WARNING)
     if streaming and data.features:
         # files on the Hub would be decoded ahead by threads, even where a column is cast to stay undecoded
         data = data.decode(num_threads=0)
+    if streaming:
+        _name_broken_files(data)
     return data
 
 
-def _encode_audio(self, value, encode=datasets.Audio.encode_example):
-    """Paths and bytes as they are; the original asks for torchcodec even where there is nothing to encode."""
-    if isinstance(value, str | Path):
-        return {"bytes": None, "path": str(value)}
-    if isinstance(value, bytes):
-        return {"bytes": value, "path": None}
-    if isinstance(value, dict) and "array" not in value:
-        return {"bytes": value.get("bytes"), "path": value.get("path")}
-    return encode(self, value)
+def _load(found, config_name, split, streaming):
+    if isinstance(found, LocalFiles):
+        return datasets.load_dataset(found.builder, split=split, streaming=streaming, **found.arguments())
+    return datasets.load_dataset(found, config_name, split=split, streaming=streaming)
 
 
-datasets.Audio.encode_example = _encode_audio  # which audiofolder and webdataset call for each row, streamed or not
+def _without_broken_files(found, split, streaming, error):
+    """Of a stream, the same files with one first that can be read, which tells the columns: what is broken in others is met,
+    and counted, later. Raises DataError, with the name of the file, where there is none, and for rows that are not streamed."""
+    for name, paths in found.splits.items():
+        if streaming and name != split:
+            continue
+        for path in paths:
+            alone = LocalFiles(found.builder, {name: [path]}, found.options)
+            try:
+                rows = iter(_load(alone, None, name, streaming=True))
+                for _ in islice(rows, 1 if streaming else None):
+                    pass
+            except Exception as problem:
+                if not streaming or path == paths[-1]:
+                    because = what_it_is(path) or reason(problem)
+                    raise DataError(f"The file '{path}' cannot be read: {because}.") from problem
+            else:
+                if streaming:
+                    return replace(found, splits={split: [path, *(other for other in paths if other != path)]})
+    raise error
 
 
-def _find(dataset_name, sample):
-    """The builder and its arguments for `datasets.load_dataset`."""
-    if dataset_name is None:
-        return str(SAMPLES / sample), {}
-    path = Path(dataset_name)
-    if path.is_dir():
-        if not any(path.rglob("*.*")):
-            raise DataError(
-                f"dataset_name '{dataset_name}' is a folder without files: expected images, audio, parquet or .tar."
-            )
-        suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file() and file.name != "README.md"}
-        if suffixes == {".txt"}:
-            files = datasets.load_dataset_builder(str(path)).config.data_files
-            return "text", {"data_files": {split: list(paths) for split, paths in files.items()}}
-        return str(path), {}
-    if files := sorted(glob.glob(str(dataset_name))):
-        suffix = Path(files[0]).suffix.lower()
-        if suffix not in _BUILDERS:
-            raise DataError(
-                f"dataset_name '{dataset_name}' names '{suffix}' files: expected one of {sorted(_BUILDERS)}."
-            )
-        return _BUILDERS[suffix], {"data_files": {"train": files}}
-    if path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1 or "*" in dataset_name:
-        raise DataError(
-            f"dataset_name '{dataset_name}' was not found: expected a Hub id, a folder or a glob of files."
-        )
-    return dataset_name, {}
+def _name_broken_files(data):
+    """Let a stream that comes to a file which cannot be read raise a DataError that names it."""
+    examples = data._ex_iterable
+    while hasattr(examples, "ex_iterable"):
+        examples = examples.ex_iterable
+    for name in ("generate_examples_fn", "generate_tables_fn"):  # of the two kinds of stream that builders give
+        if (read := getattr(examples, name, None)) is not None:
+            setattr(examples, name, partial(_read_shard, read))
+
+
+def _read_shard(read, **shard):
+    try:
+        yield from read(**shard)
+    except Exception as error:
+        files = (value[0] for value in shard.values() if isinstance(value, list) and len(value) == 1)
+        file = next((file for file in files if isinstance(file, str)), None)
+        because = (what_it_is(file) if file else None) or reason(error)
+        where = f"The file '{file}'" if file else "A part of the stream"
+        raise DataError(f"{where} cannot be read: {because}.") from error
 
 
 def _document_unit(dataset_name, files):
@@ -135,10 +156,117 @@ def _texts_of_files(shards):
             say_once(f"The file {path} is left out: it is not UTF-8 ({error.reason}).", logging.WARNING)
 
 
+def _left_out(found, split, data):
+    """What to say of images or recordings that no row has, since metadata.csv does not list them."""
+    lie, columns = (
+        found.count(split),
+        [feature for feature in (data.features or {}).values() if isinstance(feature, _MEDIA)],
+    )
+    if lie is None or not isinstance(data, Dataset) or len(data) * len(columns) >= lie:
+        return []
+    kind = MEDIA[found.builder]
+    return [
+        f"{lie - len(data) * len(columns)} of {lie} {kind} are not read, since the metadata beside them do not list them."
+    ]
+
+
+def reason(error):
+    """The cause that an exception wraps, in one line."""
+    while error.__cause__ is not None and not isinstance(error, DataError):
+        error = error.__cause__
+    text = " ".join(str(error).strip().split("\n")[:2]).rstrip(".") or type(error).__name__
+    if "corresponds to no data" in text:
+        return "the data set is empty: found 0 rows, expected at least 1"
+    if "don't share the same prefix or the same types" in text:
+        return (
+            "the samples of its .tar files have not all the same extensions, such as jpg in some and png in others: rename them "
+            "to one (images may stay as they are)"
+        )
+    return text
+
+
 @cache
 def say_once(message, level=logging.INFO):
     """Tell the user, once, what several parts of a run come across."""
     logger.log(level, "%s", message)
+
+
+def _encode_audio(self, value, encode=datasets.Audio.encode_example):
+    """Paths and bytes as they are; the original asks for torchcodec even where there is nothing to encode."""
+    if isinstance(value, str | Path):
+        return {"bytes": None, "path": str(value)}
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    if isinstance(value, dict) and "array" not in value:
+        return {"bytes": value.get("bytes"), "path": value.get("path")}
+    return encode(self, value)
+
+
+datasets.Audio.encode_example = _encode_audio  # which audiofolder and webdataset call for each row, streamed or not
+
+
+def _or_none(kind, decode):
+    """A broken text, number or JSON in a tar as a missing value, so that one which nobody reads does no harm."""
+
+    def decode_if_whole(data):
+        try:
+            return decode(data)
+        except Exception as error:
+            say_once(f"A .{kind} in a .tar is broken, and taken to be missing: {reason(error)}.", logging.WARNING)
+            return None
+
+    return decode_if_whole
+
+
+WebDataset.DECODERS = {kind: _or_none(kind, decode) for kind, decode in WebDataset.DECODERS.items()}
+
+
+def _find(dataset_name, sample, config_name):
+    """What to load: LocalFiles, or what `datasets.load_dataset` finds by itself."""
+    if dataset_name is None:
+        return str(SAMPLES / sample)
+    path = Path(dataset_name)
+    if path.is_dir():
+        if config_name or _card_says_what_to_read(path):
+            return str(path)
+        if (found := files_of_folder(path, sample)) is not None:
+            return found
+        if any(path.rglob("*.zip")):
+            raise DataError(f"dataset_name '{dataset_name}' holds .zip files, which are not read: unpack them there.")
+        if any(path.rglob("*.*")):
+            endings = sorted({file.suffix for file in path.rglob("*.*") if file.suffix})[:5]
+            raise DataError(
+                f"dataset_name '{dataset_name}' holds no files that are read: found {', '.join(endings)}, expected images, "
+                "audio, parquet, .tar, .arrow, .csv, .jsonl or .txt."
+            )
+        raise DataError(
+            f"dataset_name '{dataset_name}' is a folder without files: expected images, audio, parquet or .tar."
+        )
+    if (
+        files := [str(path.absolute())]
+        if path.is_file()
+        else sorted(filter(os.path.isfile, glob.glob(str(dataset_name))))
+    ):
+        if (found := files_of_list([os.path.abspath(file) for file in files], sample)) is not None:
+            return found
+        suffix = Path(files[0]).suffix.lower()
+        advice = "unpack them and name the folder" if suffix == ".zip" else f"expected one of {', '.join(ENDINGS)}"
+        raise DataError(f"dataset_name '{dataset_name}' names '{suffix}' files, which are not read: {advice}.")
+    if path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1 or "*" in dataset_name:
+        raise DataError(
+            f"dataset_name '{dataset_name}' was not found: expected a Hub id, a folder or a glob of files."
+        )
+    return dataset_name
+
+
+def _card_says_what_to_read(folder):
+    """Whether the README of a folder names the files of its splits, as those of the Hub do."""
+    if not (folder / "README.md").is_file():
+        return False
+    try:
+        return "configs" in DatasetCard.load(folder / "README.md").data.to_dict()
+    except Exception:  # a card that is none says nothing of the files
+        return False
 
 
 def column_names(data):
@@ -148,21 +276,31 @@ def column_names(data):
     return list(next(iter(data.take(1)), {}))
 
 
-def find_column(data, name, kind, candidates, feature_types=()):
-    """The column called `name`, or, if that is None, the one whose type or usual name says that it holds the `kind`.
+def find_column(data, name, kind, candidates, feature_types=(), values=True):
+    """The column called `name`, or, if that is None, the one whose usual name or type says that it holds the `kind`.
 
-    Raises DataError with the columns that there are.
+    Usual names come first, in the order of `candidates`, then columns of `feature_types`. values: whether plain texts and
+    numbers may be meant; else a column of these comes after those of `feature_types`. Where several could be meant, the log
+    says which was taken. Raises DataError with the columns that there are.
     """
-    names = column_names(data)
+    names, features = column_names(data), data.features or {}
     if name is not None:
         if name not in names:
             raise DataError(f"{kind}_column '{name}' is not in the data set: found the columns {names}.")
         return name
-    typed = [column for column, feature in (data.features or {}).items() if isinstance(feature, feature_types)]
+    typed = [column for column in names if feature_types and isinstance(features.get(column), feature_types)]
     named = [column for column in candidates if column in names]
-    if not typed + named:
+    weak = [column for column in named if not values and column not in typed and _is_plain(features.get(column))]
+    found = list(dict.fromkeys([column for column in named if column not in weak] + typed + weak))
+    if not found:
         raise DataError(f"No {kind} column was found among {names}: name it with --{kind}_column.")
-    return (typed + named)[0]
+    if len(found) > 1:
+        say_once(f"The {kind} column is '{found[0]}', not {found[1:]}, unless --{kind}_column names another.")
+    return found[0]
+
+
+def _is_plain(feature):
+    return isinstance(feature, datasets.Value | datasets.ClassLabel) and feature.dtype not in _BYTES
 
 
 def raw_column(data, column, decoder):
@@ -182,5 +320,6 @@ __all__ = [
     "find_column",
     "load_split",
     "raw_column",
+    "reason",
     "say_once",
 ]

@@ -2,6 +2,14 @@
 
 from itertools import islice
 
+from .loading import reason
+
+EPOCHS_IN_VAIN = 100  # that a reader goes through without a row, such as of empty shards alone, before it gives up
+
+
+class BrokenShard(Exception):
+    """Stands among the rows for what could not be read of a shard."""
+
 
 class Stream:
     """One of `count` equal parts of a stream, the `index`-th, for ever.
@@ -25,7 +33,8 @@ class Stream:
         return dict(self.block)
 
     def rows(self, position=None):
-        """((epoch, shard, row number), row) from `position` on."""
+        """((epoch, shard, row number), row) from `position` on; a BrokenShard is a row's place where the rest of a shard cannot
+        be read."""
         self.block = position or self.block
         self._restore(self.block["block_start"])
         return self._shuffled(self.block["block_number"], self.block["emitted"])
@@ -45,23 +54,35 @@ class Stream:
             block, start, number, skip = next_block, next_start, number + 1, 0
 
     def _in_stored_order(self):
-        found = self.row + self.unit + self.epoch > 0  # taken up in the middle
-        while True:
-            units = self._units()
+        in_vain = 0
+        while in_vain < EPOCHS_IN_VAIN:
+            units, in_vain = self._units(), in_vain + 1
             while self.unit < len(units):
                 shard, part = units[self.unit]
                 self.shard = self.shards[shard]
                 self.shard.load_state_dict(self.saved_shard)
                 self.saved_shard = None
-                for rows in self.shard.iter(batch_size=1):  # plain iteration would deal shards out to workers again
-                    number, self.row = self.row, self.row + 1
-                    if number % self.parts == part:
-                        found = True
-                        yield (self.epoch, shard, number), {name: column[0] for name, column in rows.items()}
-                self.unit, self.row = self.unit + 1, 0
-            if not found:
-                return
+                for key, row in self._rows_of(shard):
+                    if isinstance(row, BrokenShard):  # a position behind it does not lead to it again
+                        self.unit, self.row = self.unit + 1, 0
+                    if key[-1] % self.parts == part:
+                        in_vain = 0
+                        yield key, row
+                if self.unit < len(units) and units[self.unit] == (shard, part):
+                    self.unit, self.row = self.unit + 1, 0
             self.epoch, self.unit = self.epoch + 1, 0
+
+    def _rows_of(self, shard):
+        """From where it stands to its end, or to where it breaks."""
+        try:
+            for rows in self.shard.iter(batch_size=1):  # plain iteration would deal shards out to workers again
+                number, self.row = self.row, self.row + 1
+                yield (self.epoch, shard, number), {name: column[0] for name, column in rows.items()}
+        except Exception as error:  # of a DataError, which names the file, the sentence; else what it was caused by
+            yield (
+                (self.epoch, shard, self.row),
+                BrokenShard(reason(error)),
+            )
 
     def _units(self):
         """The (shard, part) pairs that this reader goes through in this epoch."""

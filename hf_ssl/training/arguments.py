@@ -125,6 +125,8 @@ class TrainingArguments(RunArguments):
             check_known(name, getattr(self, name), known)
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be at least 0 and below 1, found {self.momentum}.")
+        if not 0 <= self.max_broken_fraction <= 1:
+            raise InputError(f"max_broken_fraction must lie in [0, 1], found {self.max_broken_fraction}.")
         for name in ("weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")

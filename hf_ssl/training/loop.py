@@ -335,7 +335,7 @@ def _not_finite(step):
 
 
 def _check_broken(broken, rows_seen, args):
-    if broken > max(10, args.max_broken_fraction * rows_seen):
+    if broken > max(10, args.max_broken_fraction * (rows_seen + broken)):
         raise DataError(
             f"{broken} of {rows_seen + broken} rows could not be decoded, more than max_broken_fraction="
             f"{args.max_broken_fraction}: repair the data or raise the limit."
