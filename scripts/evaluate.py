@@ -30,8 +30,12 @@ def main():
     known = dict.fromkeys(name for names in PROTOCOLS.values() for name in names)
     protocols = f"Some of {','.join(known)}; none: knn,linear_probe, {others}."
     parser.add_argument("--protocols", type=lambda names: names.split(","), help=protocols)
-    parser.add_argument("--train_split", default="train", help="Also a part, such as 'train[:80%%]'.")
+    parser.add_argument("--train_split", default="train", help="The split that is trained on.")
     parser.add_argument("--test_split", default="test", help="If there is no 'test', 'validation' is taken.")
+    held_out = "Test on this part of train_split instead, drawn at random, as large for each label."
+    parser.add_argument("--test_fraction", type=float, help=held_out)
+    grouped = "Rows with one value here, a person's for instance, stay together in test_fraction."
+    parser.add_argument("--group_column", help=grouped)
     parser.add_argument("--label_column", help="Column of labels; found by type or name.")
     parser.add_argument("--streaming", action="store_true", help="Read without downloading first.")
     parser.add_argument("--max_samples", type=int, help="Draw so many rows from each split.")

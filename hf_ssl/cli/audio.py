@@ -2,18 +2,18 @@
 
 import logging
 
-from ..data import WaveformBatches, audio_rows, audio_windows, load_split, speaker_column
+from ..data import WaveformBatches, audio_rows, audio_windows, speaker_column
 from ..errors import InputError
 from ..evaluation.processes import process_state
+from .rows import log_rows, training_rows
 
 logger = logging.getLogger(__name__)
 
 
 def audio_data(config, args):
     """(windows, their decoder) of the audio that `--dataset_name` names."""
-    name, config_name = args.dataset_name, args.dataset_config_name
-    files = load_split(name, args.train_split, sample="speech", config_name=config_name, streaming=args.streaming)
-    files, column = audio_rows(files, args.audio_column)
+    files, column = audio_rows(training_rows(args, "speech"), args.audio_column)
+    log_rows(args, files, "recordings")
     needed_by = "windows_per_speaker" if args.windows_per_speaker else None
     if config.negative_policy.startswith("same_speaker"):
         needed_by = f"negative_policy '{config.negative_policy}'"

@@ -3,22 +3,33 @@
 import logging
 from dataclasses import replace
 
+from datasets import Dataset
 from transformers import AutoImageProcessor
 
-from ..data import VIEWS, ImageDecoder, RandomResizedCropAndFlip, Views, image_processor, image_rows, load_split
+from ..data import VIEWS, ImageDecoder, RandomResizedCropAndFlip, Views, decode_image, image_processor, image_rows
 from ..errors import InputError
 from ..evaluation.encoders.images import processor_view
+from .rows import log_rows, training_rows
 
 logger = logging.getLogger(__name__)
 
 
 def image_data(args, channels, view):
     """(rows, their decoder) of the images that `--dataset_name` names."""
-    rows = load_split(
-        args.dataset_name, args.train_split, config_name=args.dataset_config_name, streaming=args.streaming
-    )
-    rows, column = image_rows(rows, args.image_column)
+    rows, column = image_rows(training_rows(args), args.image_column)
+    log_rows(args, rows, "images", first_size(rows, column))
     return rows.select_columns([column]), ImageDecoder(column, channels, view)
+
+
+def first_size(rows, column):
+    """The width and height of the first image, in words; None of a stream, or where it cannot be read."""
+    if not isinstance(rows, Dataset):
+        return None
+    try:
+        _, height, width = decode_image(rows[0][column], 3).shape
+    except Exception:  # broken rows are counted when they are read
+        return None
+    return f"the first {width} x {height} px"
 
 
 def choose_processor(config, args, normalize=True):

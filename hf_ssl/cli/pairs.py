@@ -15,7 +15,7 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
-from ..data import PairDecoder, RandomSquareCrop, load_split, pair_rows, train_bpe
+from ..data import PairDecoder, RandomSquareCrop, pair_rows, train_bpe
 from ..data.pairs import captions, tags
 from ..errors import InputError
 from ..evaluation.encoders.images import processor_view
@@ -23,8 +23,9 @@ from ..evaluation.encoders.loading import one_line
 from ..evaluation.processes import process_state
 from ..methods._backbone import check_backbone
 from ..training.checkpoints import from_main
-from .images import view_size
+from .images import first_size, view_size
 from .parse import checked, override_config
+from .rows import log_rows, training_rows
 from .text import named_tokenizer, take_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -100,11 +101,12 @@ def _tower_weights(part, name, tower_class):
 
 def pair_data(args):
     """(rows, image column, text column, tags column) of the pairs that `--dataset_name` names."""
-    name, config_name = args.dataset_name, args.dataset_config_name
-    if name is None and args.text_column is None:
+    if args.dataset_name is None and args.text_column is None:
         args.text_column, args.tags_column = "name", args.tags_column or "keywords"
-    rows = load_split(name, args.train_split, sample="emoji", config_name=config_name, streaming=args.streaming)
-    return pair_rows(rows, args.image_column, args.text_column, args.tags_column)
+    rows = training_rows(args, "emoji")
+    found = pair_rows(rows, args.image_column, args.text_column, args.tags_column)
+    log_rows(args, rows, "images with texts", first_size(*found[:2]))
+    return found
 
 
 def pair_tokenizer(config, args, rows, columns):

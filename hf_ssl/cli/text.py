@@ -3,18 +3,20 @@
 from accelerate.utils import gather_object
 from transformers import AutoTokenizer
 
-from ..data import TokenBatches, WindowBatches, load_split, sentence_rows, text_rows, token_rows, train_wordpiece
+from ..data import TokenBatches, WindowBatches, sentence_rows, text_rows, token_rows, train_wordpiece
 from ..data.words import Corpus, word_tokenizer
 from ..errors import InputError
 from ..evaluation.processes import process_state
 from ..training.checkpoints import from_main, kept_tokenizer
+from .rows import log_rows, training_rows
 
 
 def text_documents(args):
     """(documents, their column) that `--dataset_name` names."""
-    name, config_name = args.dataset_name, args.dataset_config_name
-    documents = load_split(name, args.train_split, sample="text", config_name=config_name, streaming=args.streaming)
-    return text_rows(documents, args.text_column)
+    documents = training_rows(args, "text")
+    found = text_rows(documents, args.text_column)
+    log_rows(args, documents, "documents")
+    return found
 
 
 def named_tokenizer(args, begun_from):

@@ -20,6 +20,7 @@ def evaluate_audio(
     name_or_path, dataset_name=None, config_name=None, protocols=("linear_probe", "phones"), train_split="train",
     test_split="test", audio_column=None, label_column=None, *, segments_column=None, seed=0, max_samples=None,
     streaming=False, fine_tune_epochs=None, output_dir=None, baselines=True, revision=None,
+    test_fraction=None, group_column=None,
 ):  # fmt: skip
     """Run `protocols`, some of PROTOCOLS, on a speech encoder and return the results; None but on the main process.
 
@@ -33,6 +34,7 @@ def evaluate_audio(
     encoder = load_audio_encoder(name_or_path, revision)
     split_names, columns = (train_split, test_split), (audio_column,) if audio_column else ()
     source = Source("speech", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed)
+    source.hold_out(test_fraction, group_column, label_column)
     data = load_recordings(source, label_column) if FROZEN & set(protocols) else None
     if {"phones", "phones_hidden"} & set(protocols):  # refused before features are extracted
         find_segments(source.train_rows(), source.test_rows(), segments_column)

@@ -19,13 +19,15 @@ def evaluate_images(
     name_or_path, dataset_name=None, config_name=None, protocols=("knn", "linear_probe"), train_split="train",
     test_split="test", image_column=None, label_column=None, *, seed=0, max_samples=None, streaming=False,
     fine_tune_epochs=None, fine_tune_fractions=FRACTIONS, output_dir=None, baselines=True, revision=None,
+    test_fraction=None, group_column=None,
 ):  # fmt: skip
     """Run `protocols`, some of PROTOCOLS, on an image encoder and return the results; None but on the main process.
 
     name_or_path: a folder or Hub id. dataset_name: as for `load_split`, None for the embedded images. max_samples:
     rows drawn from each split. fine_tune_fractions: parts of the labels that are fine-tuned on. baselines: also
     evaluate raw pixels and the encoder at random initialisation. output_dir: gets eval_results.json and images/; the
-    pictures need it. Numbers are test accuracy in percent.
+    pictures need it. test_fraction: the part of train_split that is held out, at random, with as much of each label, to be
+    tested on instead of test_split; group_column: rows with one value in it stay together. Numbers are test accuracy in percent.
 
     Features are extracted by all processes together, the probes run on the main one. Raises InputError.
     """
@@ -33,6 +35,7 @@ def evaluate_images(
     encoder = load_encoder(name_or_path, revision)
     split_names, columns = (train_split, test_split), (image_column,) if image_column else ()
     source = Source("images", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed)
+    source.hold_out(test_fraction, group_column, label_column)
     return run_image_protocols(
         encoder, source, protocols, label_column, fine_tune_epochs, fine_tune_fractions, output_dir, baselines
     )

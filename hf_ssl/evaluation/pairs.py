@@ -44,8 +44,10 @@ class PairSource(Source):
         """(test rows, names of the classes or None, name of the label column)."""
         test = self.test_rows()
         column = find_column(test, self.label_column, "label", LABEL_COLUMNS, (datasets.ClassLabel,))
+        kind = getattr((test.features or {}).get(column), "dtype", "")
+        are_numbers = kind.startswith(("int", "uint")) and not isinstance(test.features[column], datasets.ClassLabel)
         test, _, names = numbered_classes(test, test, column)
-        return self.drawn(test), names, column
+        return self.drawn(test), None if are_numbers else names, column
 
     def find_texts(self, data):
         return find_column(data, self.text_column, "text", CAPTION_COLUMNS)
@@ -77,7 +79,7 @@ def evaluate_pairs(
     name_or_path, dataset_name=None, config_name=None, protocols=("zero_shot", "retrieval"), train_split="train",
     test_split="test", image_column=None, text_column=None, label_column=None, *, prompts=None, class_texts=None, seed=0,
     max_samples=None, streaming=False, fine_tune_epochs=None, fine_tune_fractions=FRACTIONS, output_dir=None,
-    baselines=True, revision=None,
+    baselines=True, revision=None, test_fraction=None, group_column=None,
 ):  # fmt: skip
     """Run `protocols`, some of PROTOCOLS, on an encoder of images and texts and return the results; None but on the main
     process.
@@ -102,6 +104,7 @@ def evaluate_pairs(
         max_samples, seed, label_column=label_column, text_column=text_column, class_texts=class_texts,
         prompts=prompts or zero_shot.PROMPTS,
     )  # fmt: skip
+    source.hold_out(test_fraction, group_column, label_column)
     described = {"class_texts": f"training texts of the column '{class_texts}'"}
     if class_texts is None:
         described = {"class_texts": "names in prompts", "prompts": list(source.prompts)}

@@ -29,6 +29,7 @@ from .protocols.logistic_regression import cross_validated_accuracy
 from .protocols.low_label import SETTINGS as LOW_LABEL
 from .protocols.low_label import low_label
 from .results import RESULTS_FILE, ROWS, Metric, in_order, merged, metric_of, percent
+from .sources import warn_of_parts
 
 SETTINGS = {
     "knn": KNN,
@@ -79,6 +80,7 @@ def run_protocols(
         if not state.is_main_process:  # all that needs every process is done
             return None
         if features:
+            warn_of_parts(*features["pretrained"], data.names)
             _frozen_protocols(features, protocols, data, source.seed, numbers, chosen)
             drawn = draw(features)
         if "fine_tune" in protocols:

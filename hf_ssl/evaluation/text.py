@@ -34,7 +34,7 @@ def evaluate_text(
     test_split="test", text_column=None, label_column=None, *, text_column_2=None, max_length=None, cut_passages=None,
     feature=None, task=None, seed=0, max_samples=None, streaming=False, fine_tune_epochs=None,
     fine_tune_learning_rate=None, fine_tune_fractions=FRACTIONS, word_files=(), output_dir=None, baselines=True,
-    revision=None,
+    revision=None, test_fraction=None, group_column=None,
 ):  # fmt: skip
     """Run `protocols`, some of PROTOCOLS, on a text encoder and return the results; None but on the main process.
 
@@ -64,6 +64,7 @@ def evaluate_text(
     source = Source(
         "text", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed, tuple(word_files or ())
     )
+    source.hold_out(test_fraction, group_column, label_column)
     labelled = set(protocols) - set(EXTRA)
     cut_passages = dataset_name is None if cut_passages is None else cut_passages
     length = max(1, int(WORDS_PER_TOKEN * encoder.max_length)) if cut_passages else None

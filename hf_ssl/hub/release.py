@@ -20,11 +20,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, TemplateNotFound
 
 from ..data import image_processor
+from ..data.audio import SPEAKER_COLUMNS
 from ..errors import InputError
 from ..evaluation import EVALUATIONS, PAIRS, PROTOCOLS, Metric, modality_of, results_table
 from ..evaluation.encoders.loading import one_line, released_encoder
 from ..evaluation.pictures import save_loss
 from ..evaluation.processes import process_state
+from ..evaluation.run import FROZEN
+from ..evaluation.sources import Source
 from ..methods import METHODS
 from ..methods._base import SSLModel
 from ..training.arguments import RunArguments, check_known
@@ -68,6 +71,7 @@ def check_run(model: SSLModel, args: RunArguments):
     """Refuse, before the training, what would end a run after it: see `check_arguments`, settings that cannot be written, a
     model that cannot be released, or a repository that cannot be had. Called by every process. Raises InputError."""
     check_arguments(type(model), args)
+    _check_evaluation(model, args)
     try:
         json.dumps([full_config(model.config), asdict(args)])
     except TypeError as error:
@@ -92,6 +96,29 @@ def _check_export(model):
             f"{type(model).__name__} could be trained but not released with these settings: {one_line(error)}; change "
             "config_overrides."
         ) from error
+
+
+def _check_evaluation(model, args):
+    """Say before the training what the evaluation at its end will lack; refuse a split or label column that was named, and is not
+    there."""
+    asked, modality = set(args.eval_protocols.split(",")), modality_of(model)
+    if asked <= {"none", "words"}:  # without data
+        return
+    source = Source(
+        SAMPLES[modality][0], args.dataset_name, args.dataset_config_name, args.train_split, args.test_split,
+        streaming=args.streaming, seed=args.seed,
+    )  # fmt: skip
+    source.hold_out(args.test_fraction, args.group_column, args.label_column)
+    try:
+        named = args.test_fraction is not None or args.test_split not in ("test", "validation")  # which presets say
+        test = source.test_rows()
+        if asked & (FROZEN | {"fine_tune"}):
+            named = args.label_column
+            source.find_label(test, args.label_column, SPEAKER_COLUMNS if modality == "audio" else ())
+    except InputError as error:
+        if named:
+            raise
+        logger.warning("The run will end without some or all of its evaluation: %s", error)
 
 
 def save_release(run: TrainingRun, processor, pictures=()):
@@ -192,6 +219,8 @@ def evaluate_release(run):
             test_split=args.test_split,
             **{column: getattr(args, column) for column in columns},
             label_column=args.label_column,
+            test_fraction=args.test_fraction,
+            group_column=args.group_column,
             streaming=args.streaming,
             seed=args.seed,
             output_dir=args.output_dir,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from accelerate.utils import LoggerType
 
+from ..data.holdout import check_fraction
 from ..data.views import VIEWS
 from ..data.windows import WINDOW
 from ..errors import InputError
@@ -31,6 +32,13 @@ class RunArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "The split that is trained on."})
     test_split: str = field(default="test", metadata={"help": "The split that the evaluation at the end reports on."})
+    test_fraction: float | None = field(
+        default=None,
+        metadata={"help": "Keep this part of train_split from training and report on it, at random, by label."},
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Rows with one value here, a person's say, stay together in test_fraction."}
+    )
     label_column: str | None = field(
         default=None, metadata={"help": "Column of labels, for the evaluation at the end."}
     )
@@ -69,6 +77,7 @@ class RunArguments:
         for name in ("learning_rate", "save_steps", "cpu_threads"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, found {getattr(self, name)}.")
+        check_fraction(self.test_fraction, self.group_column, self.streaming)
         for tracker in self.report_to.split(","):
             check_known("report_to", tracker, ["none", "all", *(known.value for known in LoggerType)])
         check_known("hub_strategy", self.hub_strategy, HUB_STRATEGIES)

@@ -1,0 +1,42 @@
+"""The rows of a run: loaded, without those held out for the test, and what the log says of them."""
+
+from pathlib import Path
+
+import datasets
+
+from ..data import load_split
+from ..data.holdout import hold_out
+from ..data.loading import LABEL_COLUMNS, say_once
+
+
+def training_rows(args, sample="images"):
+    """The rows that `--dataset_name` and `--train_split` name, without those of `--test_fraction`."""
+    rows = load_split(
+        args.dataset_name,
+        args.train_split,
+        sample=sample,
+        config_name=args.dataset_config_name,
+        streaming=args.streaming,
+    )
+    if args.test_fraction is None:
+        return rows
+    return hold_out(rows, args.test_fraction, args.seed, args.label_column, args.group_column)[0]
+
+
+def log_rows(args, rows, unit, *details):
+    """Say what a run reads, such as "photos: 300 images in 6 classes, 500 x 375 px, seen at 64 px, from a folder"."""
+    name, features = args.dataset_name, rows.features or {}
+    count = f"{len(rows):,} {unit}" if isinstance(rows, datasets.Dataset) else f"{unit}, streamed"
+    labels = [args.label_column] if args.label_column else LABEL_COLUMNS
+    label = next((features[column] for column in labels if column in features), None)
+    if isinstance(label, datasets.ClassLabel):
+        count += f" in {len(label.names)} classes"
+    if args.test_fraction is not None:
+        count += f", {args.test_fraction:g} of all held out for the test"
+    if name is None:
+        where, name = "shipped with hf_ssl", f"The embedded {unit}"
+    else:
+        path = Path(name)
+        where = "from a folder" if path.is_dir() else "from files" if path.is_file() or "*" in name else "from the Hub"
+        name = path.name if path.exists() else name
+    say_once(f"{name}: {', '.join([count, *filter(None, details), where])}.")
