@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from hf_ssl.data.vocabulary import expand_vocabulary
 from hf_ssl.errors import InputError, run_script
 from hf_ssl.evaluation import WordVectors
+from hf_ssl.evaluation.encoders.loading import load_weights
 from hf_ssl.hub.conversion.release import Release, write_release
 from hf_ssl.methods import CPCTextModel
 from hf_ssl.training.records import public_name
@@ -50,9 +51,10 @@ def main():
     if args.output_dir.exists():
         raise InputError(f"output_dir '{args.output_dir}' exists: expected a new folder.")
     try:
-        model, tokenizer = AutoModel.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
     except (OSError, ValueError) as error:
         raise InputError(f"'{args.model}' is not a folder or Hub id of a release.") from error
+    model, _ = load_weights(AutoModel, args.model)
     if not isinstance(model, CPCTextModel):
         raise InputError(f"'{args.model}' holds a {type(model).__name__}: expected a release of CPC for text.")
     load = WordVectors.load if Path(args.vectors).is_file() else WordVectors.from_pretrained

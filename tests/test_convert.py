@@ -293,6 +293,7 @@ def test_bad_arguments_are_one_line(tmp_path, convert):
     torch.save({"model": original_weights()}, file)
     (tmp_path / "text.pth").write_text("<html>not found</html>")
     (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
     before = sorted(os.listdir(tmp_path))
     for arguments, expected in (
         ([file, "--output_dir", release], "give --num_attention_heads"),
@@ -307,7 +308,8 @@ def test_bad_arguments_are_one_line(tmp_path, convert):
         ([tmp_path / "none.pth", "--output_dir", release], "none.pth could not be opened"),
         ([tmp_path, "--output_dir", release], "could not be opened"),
         ([tmp_path / "text.pth", "--output_dir", release], "text.pth is damaged"),
-        ([tmp_path / "empty.safetensors", "--output_dir", release], "empty.safetensors is damaged"),
+        ([tmp_path / "pointer.pth", "--output_dir", release], "pointer.pth is a pointer of Git LFS"),
+        ([tmp_path / "empty.safetensors", "--output_dir", release], "empty.safetensors is empty"),
     ):
         code, printed, errors = convert(*arguments)
         assert code == 1 and printed == "" and errors.startswith("error: ") and errors.count("\n") == 1, errors

@@ -19,7 +19,7 @@ from ..data import PairDecoder, RandomSquareCrop, pair_rows, train_bpe
 from ..data.pairs import captions, tags
 from ..errors import InputError
 from ..evaluation.encoders.images import processor_view
-from ..evaluation.encoders.loading import one_line
+from ..evaluation.encoders.loading import load_config, load_weights, one_line
 from ..evaluation.processes import process_state
 from ..methods._backbone import check_backbone
 from ..training.checkpoints import from_main
@@ -88,13 +88,14 @@ def load_towers(model):
 
 def _tower_weights(part, name, tower_class):
     """All weights of the tower, as the checkpoint has them: one that it lacks would be random."""
-    try:
-        if AutoConfig.from_pretrained(name).model_type == "vision-text-dual-encoder":
-            return getattr(AutoModel.from_pretrained(name, dtype=torch.float32), f"{part}_model").state_dict()
-        tower, report = tower_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{part}_tower '{name}' has no weights that can be read: {one_line(error)}.") from error
-    if missing := sorted(report["missing_keys"]):
+    what = f"{part}_tower '{name}'"
+    if load_config(name, what).model_type == "vision-text-dual-encoder":
+        tower, missing = load_weights(AutoModel, name, what, dtype=torch.float32)
+        tower = getattr(tower, f"{part}_model")
+        missing = {key for key in missing if key.startswith(f"{part}_model.")}
+    else:
+        tower, missing = load_weights(tower_class, name, what, dtype=torch.float32)
+    if missing := sorted(missing):
         raise InputError(f"{part}_tower '{name}' lacks {len(missing)} of its weights, for example '{missing[0]}'.")
     return tower.state_dict()
 

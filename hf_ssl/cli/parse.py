@@ -18,10 +18,13 @@ from transformers.utils import cached_file
 
 from ..errors import InputError
 from ..evaluation import PROTOCOLS, modality_of
+from ..evaluation.encoders.loading import load_config, load_weights, one_line
 from ..evaluation.processes import process_state
 from ..hub import check_arguments
 from ..hub.transfer import local_checkpoint
 from ..training.checkpoints import RUN_FILE
+
+logger = logging.getLogger(__name__)
 
 
 def parse_arguments(model_class, recipes, arguments_class, description=None):
@@ -112,9 +115,9 @@ def _release_config(config_class, name):
     try:
         if cached_file(name, "config.json", subfolder="pretraining", **quiet) is None:
             return None
-        config = AutoConfig.from_pretrained(name, subfolder="pretraining")
     except (OSError, ValueError):
         return None
+    config = load_config(name, f"backbone '{name}'", subfolder="pretraining")
     config.name_or_path = name  # where `build_model` finds the weights
     return config if isinstance(config, config_class) else None
 
@@ -123,25 +126,38 @@ def _encoder_config(name, recipes):
     if name in CONFIG_MAPPING:
         return AutoConfig.for_model(name)
     try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        return load_config(name, f"backbone '{name}'")
+    except InputError as error:
+        reason = one_line(error.__cause__)
         raise InputError(
             f"backbone '{name}' is neither one of {list(recipes)}, nor a release with pretraining/config.json, nor an encoder "
-            "that transformers knows by type, folder or Hub id."
+            f"that transformers knows by type, folder or Hub id: {reason}."
         ) from error
 
 
 def build_model(model_class, config, args):
     """The model to train: drawn from the seed, with the weights of the release or encoder that `--backbone` named."""
     if name := config.name_or_path:
-        return checked(lambda: model_class.from_pretrained(name, subfolder="pretraining", config=config))
+        where = {"subfolder": "pretraining", "config": config}
+        model, missing = load_weights(model_class, name, f"backbone '{name}'", **where)
+        _tell_missing(name, missing)
+        return model
     torch.manual_seed(args.seed)
     model = checked(lambda: model_class(config))
     if encoder := config.backbone_config.name_or_path:
-        weights = model_class.encoder_class.from_pretrained(encoder, dtype=torch.float32)
-        checked(lambda: model.load_encoder(weights), f"backbone '{encoder}' does not fit config_overrides: ")
+        arguments = (model_class.encoder_class, encoder, f"backbone '{encoder}'")
+        network, missing = load_weights(*arguments, dtype=torch.float32)
+        checked(lambda: model.load_encoder(network, missing), f"backbone '{encoder}' does not fit config_overrides: ")
+        _tell_missing(encoder, missing)
         model.config.backbone_config.name_or_path = ""  # its place is no part of what the model is, and not published
     return model
+
+
+def _tell_missing(name, missing):
+    if missing:
+        logger.warning(
+            "backbone '%s' lacks %d weights, for example '%s': they begin anew.", name, len(missing), min(missing)
+        )
 
 
 def override_config(config, overrides):

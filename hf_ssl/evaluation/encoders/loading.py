@@ -11,10 +11,14 @@ What `features.extract` asks of an encoder, whatever it reads:
 """
 
 import copy
+import re
 from dataclasses import replace
+from json import JSONDecodeError
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedModel, VisionTextDualEncoderConfig, ViTModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 from transformers.utils import cached_file
@@ -56,22 +60,71 @@ def load_model(name_or_path, revision=None) -> tuple[PreTrainedModel, set]:
     """
     repo, subfolder = locate(name_or_path)
     config = _load_config(name_or_path, revision)
-    source = {"revision": revision, "subfolder": subfolder}
-    try:
-        if config.model_type in SSL_METHODS:
-            model = SSL_METHODS[config.model_type].from_pretrained(repo, **source)
-            return released_encoder(model.export_encoder()).base_model.float().eval(), set()
-        arguments = {"dtype": torch.float32, "output_loading_info": True, **source}
-        if config.model_type == "vit_mae":  # which hides a random 75% of each image
-            model, info = ViTModel.from_pretrained(repo, add_pooling_layer=False, **arguments)
-        else:
-            model, info = AutoModel.from_pretrained(repo, **arguments)
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loadable(name_or_path, error) from error
-    missing = set(info["missing_keys"])
+    source = {"what": f"'{name_or_path}'", "revision": revision, "subfolder": subfolder, "dtype": torch.float32}
+    method = SSL_METHODS.get(config.model_type)
+    if method:
+        model, missing = load_weights(method, repo, **source)
+        prefix = f"{method.base_model_prefix}."
+        missing = {key.removeprefix(prefix) for key in missing if key.startswith(prefix)}
+    elif config.model_type == "vit_mae":  # which hides a random 75% of each image
+        model, missing = load_weights(ViTModel, repo, add_pooling_layer=False, **source)
+    else:
+        model, missing = load_weights(AutoModel, repo, **source)
     if random := sorted(key for key in missing if "pooler" not in key and "norm" not in key):
         raise InputError(f"'{name_or_path}' lacks {len(random)} weights of its encoder, for example '{random[0]}'.")
+    model = released_encoder(model.export_encoder()).base_model if method else model
     return model.float().eval(), missing
+
+
+def load_weights(model_class, name, what=None, **arguments) -> tuple[PreTrainedModel, set]:
+    """(a model with the weights of a folder or Hub id; names of those that its files lack). what: the name, in a sentence.
+    Raises InputError if there are none, or files that are damaged, of other shapes, or hold more than tensors."""
+    what = what or f"'{name}'"
+    try:
+        model, report = model_class.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+    except Exception as error:  # for damaged files the readers raise whatever they run into, KeyError too
+        raise InputError(
+            f"{what} is not a folder or Hub id of a loadable model: {why_not_read(error, name, arguments.get('subfolder', ''))}."
+        ) from error
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, found, expected = mismatched[0]
+        raise InputError(
+            f"{what} has {len(mismatched)} weights of other shapes than the config asks for, such as '{key}': found "
+            f"{tuple(found)}, expected {tuple(expected)}."
+        )
+    return model, set(report["missing_keys"])
+
+
+def why_not_read(error, name, subfolder=""):
+    """In words, what stands in the way of a model's files, without full stop."""
+    folder = Path(name) / subfolder
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")] if folder.is_dir() else []
+    for path in files:
+        if fault := file_fault(path):
+            return f"{path.name} {fault}"
+    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it holds more than tensors ({refused[1]}), and only tensors are unpickled: expected safetensors"
+    if isinstance(error, OSError) and error.errno is None or isinstance(error, FileNotFoundError):
+        return one_line(error)  # transformers' own: there is no such file, no such repository
+    if isinstance(error, ValueError | KeyError | StrictDataclassError) and not isinstance(error, JSONDecodeError):
+        return one_line(error)
+    reason = one_line(error) if isinstance(error, SafetensorError) else type(error).__name__
+    return f"its files are damaged or no checkpoint ({reason}): copy or download them again"
+
+
+def file_fault(path):
+    """In words, what is in a file instead of weights, None if nothing shows."""
+    with open(path, "rb") as file:
+        start = file.read(42)
+    if not start:
+        return "is empty: copy or download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "is a pointer of Git LFS in the place of the weights: run git lfs pull where it came from, or download it"
+        )
+    return None
 
 
 def random_encoder(encoder, seed):
@@ -114,22 +167,24 @@ def locate(name_or_path):
 
 
 def one_line(error):
-    """The first line of an error's text, without its full stop."""
-    return str(error).strip().split("\n")[0].rstrip(".")
+    """The line of an error's text that says what is wrong, the last of a config's and else the first, without full stop."""
+    lines = str(error).strip().split("\n")
+    return lines[-1 if isinstance(error, StrictDataclassError) else 0].strip().rstrip(".")
 
 
 def _load_config(name_or_path, revision):
     repo, subfolder = locate(name_or_path)
     if not Path(repo).is_dir() and (repo.startswith(("/", ".", "~")) or repo.count("/") > 1):
         raise InputError(f"'{name_or_path}' is not a folder that exists, and no Hub id: expected one of the two.")
+    return load_config(repo, f"'{name_or_path}'", revision=revision, subfolder=subfolder)
+
+
+def load_config(name, what, **arguments):
+    """The config of a folder or Hub id. what: the name, in a sentence. Raises InputError."""
     try:
-        return AutoConfig.from_pretrained(repo, revision=revision, subfolder=subfolder)
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loadable(name_or_path, error) from error
-
-
-def _not_loadable(name_or_path, error):
-    return InputError(f"'{name_or_path}' is not a folder or Hub id of a loadable model: {one_line(error)}.")
+        return AutoConfig.from_pretrained(name, **arguments)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{what} is not a folder or Hub id of a loadable model: {one_line(error)}.") from error
 
 
 def _pretraining_config(repo, subfolder, revision):
@@ -139,7 +194,7 @@ def _pretraining_config(repo, subfolder, revision):
         quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         if cached_file(repo, "config.json", subfolder=folder, revision=revision, **quiet) is None:
             continue
-        config = AutoConfig.from_pretrained(repo, subfolder=folder, revision=revision)
+        config = load_config(repo, f"'{repo}'", subfolder=folder, revision=revision)
         if config.model_type in SSL_METHODS:
             return config
     return None
@@ -150,8 +205,11 @@ __all__ = [
     "MODALITIES",
     "PAIRS",
     "SSL_METHODS",
+    "file_fault",
     "find_modality",
+    "load_config",
     "load_model",
+    "load_weights",
     "locate",
     "modality_of",
     "one_line",

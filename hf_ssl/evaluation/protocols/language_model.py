@@ -16,6 +16,7 @@ from ...data.segments import FEATURES, RowMaker, TokenBatches
 from ...data.text import sentences, text_rows
 from ...errors import InputError
 from ...methods._masking import mask_tokens
+from ..encoders.loading import load_weights
 from ..processes import process_state
 from ..results import Metric
 
@@ -61,11 +62,11 @@ def load_language_model(name_or_path, revision=None):
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         whole = "BertForPreTraining" in (config.architectures or [])
-        load = (BertForPreTraining if whole else AutoModelForMaskedLM).from_pretrained
-        model, report = load(name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise InputError(f"'{name_or_path}' is not a folder or Hub id of a masked language model.") from error
-    if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
+    model_class = BertForPreTraining if whole else AutoModelForMaskedLM
+    model, missing = load_weights(model_class, name_or_path, revision=revision, dtype=torch.float32)
+    if missing := sorted(key for key in missing if "pooler" not in key):
         raise InputError(f"'{name_or_path}' has no head that guesses hidden words: it lacks '{missing[0]}'.")
     return model.eval(), tokenizer
 

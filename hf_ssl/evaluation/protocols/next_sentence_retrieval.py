@@ -15,7 +15,7 @@ from ...data.sentence_windows import WindowBatches, WindowMaker
 from ...data.text import text_rows
 from ...errors import InputError
 from ...methods import CPCTextForPreTraining
-from ..encoders.loading import locate, one_line
+from ..encoders.loading import load_weights, locate
 from ..processes import process_state
 from ..results import Metric, percent
 
@@ -60,10 +60,10 @@ def run(encoders, source, output_dir):
 def load_predictor(name_or_path, revision=None):
     """The whole CPCTextForPreTraining of a release, in eval mode. Raises InputError if there is none."""
     repo, _ = locate(name_or_path)
-    try:
-        model = AutoModelForPreTraining.from_pretrained(repo, subfolder="pretraining", revision=revision)
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{repo}' has no context to predict from: {one_line(error)}.") from error
+    source = {"subfolder": "pretraining", "revision": revision}
+    model, missing = load_weights(AutoModelForPreTraining, repo, f"pretraining of '{repo}'", **source)
+    if missing:
+        raise InputError(f"pretraining of '{repo}' lacks {len(missing)} weights, for example '{min(missing)}'.")
     if not isinstance(model, CPCTextForPreTraining):
         raise InputError(f"'{repo}' holds a {type(model).__name__}: next_sentence_retrieval is for cpc_text releases.")
     return model.float().eval()

@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from ...errors import InputError
 from ...training.checkpoints import write_json
+from ..encoders.loading import load_weights, one_line
 from ..processes import process_state
 from ..results import Metric, percent
 
@@ -57,14 +58,12 @@ class WordVectors:
     @classmethod
     def from_pretrained(cls, name_or_path, **kwargs):
         """From a release of word vectors, a folder or Hub id, or from any model with a tokenizer and input embeddings."""
-        from ...methods import METHODS  # noqa: F401 (registers our architectures)
-
         try:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
-            model = AutoModel.from_pretrained(name_or_path, **kwargs)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0].rstrip(".")
+            reason = one_line(error)
             raise InputError(f"'{name_or_path}' is not a folder or Hub id of word vectors: {reason}.") from error
+        model, _ = load_weights(AutoModel, name_or_path, **kwargs)
         return cls.of_model(model, tokenizer)
 
     @classmethod

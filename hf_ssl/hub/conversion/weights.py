@@ -9,6 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ...errors import InputError
+from ...evaluation.encoders.loading import file_fault
 from .torchscript import is_torchscript, read_torchscript
 
 COUNTERS = (  # integers that stand among the weights
@@ -37,10 +38,11 @@ def read_content(path):
         if isinstance(error, pickle.UnpicklingError) and (refused := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise InputError(
                 f"{path} holds more than tensors ({refused[1]}), as checkpoints of a training run do, and only tensors"
-                " are unpickled: if you trust its origin, save its weights alone, which stand under 'model' or"
-                f" 'state_dict', torch.save(torch.load('{path}', weights_only=False)['model'], 'weights.pth'), and"
-                " convert that file."
+                " are unpickled: expected a file of the weights alone, as whoever trained them can write by"
+                " torch.save(model.state_dict(), 'weights.pth')."
             ) from error
+        if path.is_file() and (fault := file_fault(path)):
+            raise InputError(f"{path} {fault}.") from error
         raise InputError(f"{path} is damaged or no checkpoint: expected a whole .pth or .safetensors file.") from error
 
 
