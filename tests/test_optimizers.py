@@ -1,10 +1,14 @@
 """Optimizers and schedules against their papers' formulas."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from transformers import ViTConfig, ViTModel
 
 from hf_ssl.errors import InputError
+from hf_ssl.evaluation.protocols.fine_tune import Classifier, parameter_groups
 from hf_ssl.training.arguments import TrainingArguments
 from hf_ssl.training.optimizers import LARS, SCHEDULES, build_optimizer, build_scheduler
 
@@ -130,3 +134,21 @@ def test_optimizers_of_models_without_factors_are_as_their_checkpoints_know_them
     for optim, expected in (("adamw", [[0, 2], [1, 3]]), ("lars", [[0, 2], [1, 3]]), ("sgd", [[0, 1, 2, 3]])):
         groups = build_optimizer(model, 0.1, TrainingArguments(optim=optim)).param_groups
         assert [[numbers[parameter] for parameter in group["params"]] for group in groups] == expected
+
+
+def test_fine_tuning_decays_matrices_but_no_tokens_and_positions():
+    """main_finetune.py of MAE: neither vectors nor what the ViT names in no_weight_decay."""
+    vit = dict(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
+    )
+    encoder = SimpleNamespace(model=ViTModel(ViTConfig(**vit)), feature="pooler_output")
+    classifier = Classifier(encoder, 8, 3)
+    decayed = {id(p) for group in parameter_groups(classifier) if group["weight_decay"] for p in group["params"]}
+    names = {
+        name
+        for name, parameter in classifier.named_parameters()
+        if parameter.ndim > 1 and id(parameter) not in decayed
+    }
+    assert names == {"backbone.embeddings.cls_token", "backbone.embeddings.position_embeddings"}
+    assert not any(p.ndim < 2 for p in classifier.parameters() if id(p) in decayed)
+    assert id(classifier.backbone.embeddings.patch_embeddings.projection.weight) in decayed

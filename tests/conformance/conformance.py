@@ -34,18 +34,19 @@ def model_tester(tester):
 def conformance_of(name):
     tester = find_tester(name)
     model_class = METHODS[name]
+    config_class = model_class.config_class
     reads_tokens = model_class.main_input_name == "input_ids"
     plain = {name: value for name, value in tester.config.items() if not isinstance(value, dict)}  # no sub-configs
 
     def set_up(self):
         self.model_tester = model_tester(tester)
         self.config_tester = ConfigTester(
-            self, model_class.config_class, has_text_modality=False, common_properties=[], **copy.deepcopy(plain)
+            self, config_class, has_text_modality=False, common_properties=[], **copy.deepcopy(plain)
         )
 
     members = dict(
         all_model_classes=(model_class,),
-        has_attentions=model_class._supports_sdpa,
+        has_attentions=hasattr(config_class(**copy.deepcopy(tester.config)).backbone_config, "num_attention_heads"),
         test_resize_embeddings=reads_tokens,
         test_torch_exportable=False,
         _is_composite="text" in model_class.input_modalities and "image" in model_class.input_modalities,

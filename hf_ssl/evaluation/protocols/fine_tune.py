@@ -35,7 +35,7 @@ SETTINGS = {
     "min_steps": MIN_STEPS,
     "batch_size": BATCH_SIZE,
     "learning_rate": f"{LEARNING_RATE} x batch / 256",
-    "weight_decay": WEIGHT_DECAY,
+    "weight_decay": f"{WEIGHT_DECAY}, of matrices but for cls token and positions",
     "layer_decay": LAYER_DECAY,
     "warmup": WARMUP,
     "label_smoothing": LABEL_SMOOTHING,
@@ -43,6 +43,9 @@ SETTINGS = {
     "deviation": "no drop path, mixup, cutmix or random erasing",
     "random_initialisation": "the same run from random weights",
 }
+NOT_DECAYED = re.compile(
+    r"(cls|distillation)_token|position_embedding"
+)  # besides vectors: no_weight_decay of MAE's ViT
 LISTS_OF_LAYERS = re.compile(r"(^|\.)(layers|layer|stages|blocks)$")
 
 
@@ -133,7 +136,8 @@ def parameter_groups(classifier):
     """Parameter groups with layer-wise learning rates: the head has 1, each layer below LAYER_DECAY of the one above.
 
     What comes before the list of layers in the model (patch embeddings, stem) is one layer, what comes after (norm,
-    pooler) belongs to the head. A model without a list of layers has one rate. Vectors are not decayed.
+    pooler) belongs to the head. A model without a list of layers has one rate. Vectors, the cls token and position tables are
+    not decayed.
     """
     dual_prefix = "vision_model." if classifier.feature.feature == "image features" else ""
     lists = [
@@ -149,7 +153,7 @@ def parameter_groups(classifier):
             seen_layers, level = True, int(inner[len(prefix) + 1 :].split(".")[0]) + 1
         else:
             level = depth + 1 if seen_layers or not depth else 0
-        decay = WEIGHT_DECAY if parameter.ndim > 1 else 0.0
+        decay = WEIGHT_DECAY if parameter.ndim > 1 and not NOT_DECAYED.search(name) else 0.0
         group = groups.setdefault((level, decay), {"params": [], "weight_decay": decay})
         group["scale"] = LAYER_DECAY ** (depth + 1 - level)
         group["params"].append(parameter)
