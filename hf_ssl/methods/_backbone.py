@@ -68,6 +68,13 @@ def prepare_blocks(model):
             module.__class__ = _checkpointed(type(module))
 
 
+def leave_out_stems(model):
+    """Of what is checkpointed: torch's older way, with use_reentrant, gives no gradient to what sees the pixels themselves."""
+    for module in model.modules():
+        if isinstance(module, ResNetEmbeddings):
+            module.gradient_checkpointing = False
+
+
 @cache
 def _checkpointed(block):
     """The class `block`, its instances now of the kind that transformers' switch for checkpointing looks for."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import wraps
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ._backbone import has_blocks, load_parts, native_copy, pooled, prepare_blocks
+from ._backbone import has_blocks, leave_out_stems, load_parts, native_copy, pooled, prepare_blocks
 
 LOGGED_BY_THE_LOOP = (  # names that no metric of a method can have
     "loss", "learning_rate", "step", "epoch", "samples_per_second", "feature_std", "effective_rank", "projection_std",
@@ -93,7 +94,8 @@ def _with_arguments_of_transformers(forward):
     @wraps(forward)
     def wrapped(self, *args, return_dict=None, output_hidden_states=None, output_attentions=None, **kwargs):
         given = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        wanted = {name: True for name, value in given.items() if getattr(self.config, name) and value is None or value}
+        wanted = {name: getattr(self.config, name) if value is None else value for name, value in given.items()}
+        wanted = {name: value for name, value in wanted.items() if value is not None and value is not False}
         if wanted:
             output = _record(self.encoder, wanted, lambda: forward(self, *args, **kwargs))
         else:
@@ -155,9 +157,11 @@ class SSLModel(PreTrainedModel):
         super().post_init()
         self.supports_gradient_checkpointing = has_blocks(self)
 
-    def _set_gradient_checkpointing(self, *args, **kwargs):
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
         prepare_blocks(self)
-        super()._set_gradient_checkpointing(*args, **kwargs)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+        if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True):
+            leave_out_stems(self)
 
     @classmethod
     def is_custom_code(cls):

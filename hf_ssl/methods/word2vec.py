@@ -143,17 +143,15 @@ class Word2VecForPreTraining(SSLModel):
         """The mean of the vectors of the known words, (N, D)."""
         return self.words(input_ids, attention_mask).pooler_output
 
-    def get_output_embeddings(self):
-        return self.output_embeddings
-
-    def set_output_embeddings(self, value):
-        self.output_embeddings = value
-
     def resize_token_embeddings(self, *args, **kwargs):
-        """As transformers'; a new word counts as seen once."""
+        """As transformers'; a new word has been seen once, and its output vector is 0."""
         resized = super().resize_token_embeddings(*args, **kwargs)
-        new = self.counts.new_ones(max(0, resized.num_embeddings - len(self.counts)))
-        self.counts = torch.cat([self.counts, new])[: resized.num_embeddings]
+        size, new = resized.num_embeddings, max(0, resized.num_embeddings - len(self.counts))
+        self.counts = F.pad(self.counts, (0, new), value=1)[:size]
+        weight = self.output_embeddings.weight
+        self.output_embeddings = nn.Embedding.from_pretrained(
+            F.pad(weight.detach(), (0, 0, 0, new))[:size].clone(), freeze=False
+        )
         return resized
 
     def export_encoder(self) -> Word2VecModel:

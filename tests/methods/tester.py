@@ -3,6 +3,7 @@
 import copy
 import importlib
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from processes import on_pair, run_plain
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForPreTraining
 
 from hf_ssl.methods import METHODS
@@ -130,6 +132,7 @@ class MethodTester:
 
     def test_activation_checkpointing_changes_nothing(self):
         model, calls = self.model().train(), []
+        assert model.supports_gradient_checkpointing == type(model).supports_gradient_checkpointing == self.has_blocks
         if not self.has_blocks:
             with pytest.raises(ValueError, match="has no blocks to compute twice"):
                 checkpoint_activations(model)
@@ -142,6 +145,11 @@ class MethodTester:
         once = len(calls)
         loss.backward()
         assert len(calls) > once  # some were computed a second time
+
+        older = self.model().train()
+        older._set_gradient_checkpointing(gradient_checkpointing_func=partial(checkpoint, use_reentrant=True))
+        older(**self.batch()).loss.backward()
+        assert all(p.grad is not None for p in older.parameters() if p.requires_grad)
 
         (losses, values), (plain_losses, plain) = (two_steps(type(self), 1, twice) for twice in (True, False))
         assert losses == plain_losses
@@ -193,6 +201,9 @@ class MethodTester:
         if self.has_hidden_states:
             hidden = model(**self.batch(), output_hidden_states=True).hidden_states
             assert len(hidden) > 0 and all(isinstance(layer, torch.Tensor) for layer in hidden)
+            model.config.output_hidden_states = True
+            assert len(model(**self.batch()).hidden_states) == len(hidden)
+            model.config.output_hidden_states = False
         model.save_pretrained(tmp_path)
         half = self.model_class.from_pretrained(tmp_path, dtype=torch.bfloat16).train()
         assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
