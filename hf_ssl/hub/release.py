@@ -87,7 +87,7 @@ def _check_export(model):
     config = copy.deepcopy(model.config)
     try:
         with torch.device("meta"):
-            encoder = type(model)(config).export_encoder()
+            encoder = released_encoder(type(model)(config).export_encoder())
         for each in (encoder.config, config):  # as saving does
             each.validate()
             each.to_json_string()

@@ -20,10 +20,12 @@ def model_tester(tester):
     config_class, batch = tester.model_class.config_class, tester.batch()
     backbone = config_class(**copy.deepcopy(tester.config)).backbone_config
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    backbone = getattr(backbone, "vision_config", backbone)
     given = {name: getattr(backbone, name) for name in sizes if hasattr(backbone, name)}
     length = batch[tester.model_class.main_input_name].shape[1]
     if hasattr(backbone, "patch_size"):  # what the encoder sees of an image
-        length = 1 + int((backbone.image_size // backbone.patch_size) ** 2 * (1 - tester.model().config.mask_ratio))
+        seen = 1 - getattr(tester.model().config, "mask_ratio", 0)
+        length = 1 + int((backbone.image_size // backbone.patch_size) ** 2 * seen)
 
     def prepare():
         return config_class(**copy.deepcopy(tester.config)), copy.deepcopy(batch)
