@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from ..data.holdout import check_fraction, hold_out
 from ..data.loading import LABEL_COLUMNS, DataError, column_names, find_column, load_split, say_once
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 SHARED = 0.05  # of the test rows, from which on they are said to be training rows
 NUMBERED = ("int", "uint", "string", "large_string", "date", "timestamp")  # types of labels
 BLOCK = 1000  # rows of a stream that are looked at together
-COMPARED = 16  # features, the most varied ones, by which rows are taken to be the same
+COMPARED = 16  # random mixtures of the features by which rows are taken to be the same
 
 
 @dataclass
@@ -216,11 +217,10 @@ def warn_of_parts(train, test, names=None):
 
 def _shared_rows(train, test):
     """How many test rows have the features of a training row, to rounding; 0 where features tell rows apart too badly."""
-    varied = train.var(0).topk(min(COMPARED, train.shape[1])).indices
-    scale = train[:, varied].abs().mean() + 1e-30
-    rows = [
-        [row.tobytes() for row in (part[:, varied] / scale * 1e3).round().long().numpy()] for part in (train, test)
-    ]
+    mixed = torch.randn(train.shape[1], COMPARED, generator=torch.Generator().manual_seed(0))
+    train, test = train @ mixed, test @ mixed
+    mean, spread = train.mean(0), train.std() + 1e-30
+    rows = [[row.tobytes() for row in ((part - mean) / spread * 1e3).round().long().numpy()] for part in (train, test)]
     known = set(rows[0])
     return sum(row in known for row in rows[1]) if len(known) > len(rows[0]) / 2 else 0
 
