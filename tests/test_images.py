@@ -1,19 +1,23 @@
 """What a picture's pixels mean: one rule for each kind of file in training, in evaluation and in a release's processor."""
 
 import io
+import logging
 import tarfile
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hf_ssl.scripts import pretrain_rotation
 from PIL import Image
 from test_views import multi_crop, two_views
 from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel, pipeline
 
 import hf_ssl
-from hf_ssl.cli.images import choose_processor
+from hf_ssl import RotationConfig, RotationForPreTraining
+from hf_ssl.cli.images import choose_processor, log_network
 from hf_ssl.cli.parse import parse_arguments
 from hf_ssl.cli.pretrain import Preset
 from hf_ssl.data import DataError, ImageDecoder, RandomResizedCropAndFlip, decode_image, image_processor, load_split
@@ -300,3 +304,15 @@ def test_pictures_of_two_kinds_in_shards_are_named(tmp_path):
         ValueError, match="the row has no image; in .tar shards, where some are called .jpg and others .png"
     ):
         decode_image(rows[6]["jpg"], 3)
+
+
+def test_a_preset_that_shrinks_photos_names_the_larger_ones(caplog):
+    presets = pretrain_rotation.PRESETS
+    with torch.device("meta"):
+        model = RotationForPreTraining(RotationConfig(**presets["resnet8x2"].config))
+    args = SimpleNamespace(backbone="resnet8x2", dataset_name="photos")
+    for first in (None, (28, 28), (400, 50)):
+        log_network(model, args, 28, presets, first)
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+    log_network(model, args, 28, presets, (200, 150))
+    assert "200 x 150 px are shrunk to 28 px" in caplog.text and "--backbone resnet18 (96 px" in caplog.text

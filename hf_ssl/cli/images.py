@@ -17,19 +17,24 @@ logger = logging.getLogger(__name__)
 def image_data(args, channels, view):
     """(rows, their decoder) of the images that `--dataset_name` names."""
     rows, column = image_rows(training_rows(args), args.image_column)
-    log_rows(args, rows, "images", first_size(rows, column))
+    log_rows(args, rows, "images", in_pixels(first_size(rows, column)))
     return rows.select_columns([column]), ImageDecoder(column, channels, view)
 
 
 def first_size(rows, column):
-    """The width and height of the first image, in words; None of a stream, or where it cannot be read."""
+    """(width, height) of the first image; None of a stream, or where it cannot be read."""
     if not isinstance(rows, Dataset):
         return None
     try:
         _, height, width = decode_image(rows[0][column], 3).shape
     except Exception:  # broken rows are counted when they are read
         return None
-    return f"the first {width} x {height} px"
+    return width, height
+
+
+def in_pixels(first):
+    """A size as `log_rows` tells it."""
+    return first and "the first {} x {} px".format(*first)
 
 
 def choose_processor(config, args, normalize=True):
@@ -69,10 +74,17 @@ def _given_view(name):
     return processor_view(processor, len(processor.image_mean) if processor.do_normalize else 3)
 
 
-def log_network(model, args, size):
-    """One line about what is trained, beside the one about the data."""
+def log_network(model, args, size, presets, first):
+    """One line about what is trained, beside the one about the data, and another if images, the first of which has the size
+    `first`, are shrunk by half or more for a small preset: which ones see more of them."""
     encoder, millions = model.config.backbone_config.model_type, model.base_model.num_parameters() / 1e6
     logger.info("network: %s (%s), %.2f M parameters, images of %d px", args.backbone, encoder, millions, size)
+    larger = [f"{name} ({preset.purpose})" for name, preset in presets.items() if preset.image_size > size]
+    if args.dataset_name and args.backbone in presets and larger and first and min(first) >= 2 * size:
+        logger.warning(
+            "Images of %d x %d px are shrunk to %d px for backbone '%s': --backbone %s would see more of them.",
+            *first, size, args.backbone, ", ".join(larger[:-1]) + " or " * (len(larger) > 1) + larger[-1],
+        )  # fmt: skip
 
 
 def view_size(config, args):

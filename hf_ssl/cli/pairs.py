@@ -23,7 +23,7 @@ from ..evaluation.encoders.loading import load_config, load_weights, one_line
 from ..evaluation.processes import process_state
 from ..methods._backbone import check_backbone
 from ..training.checkpoints import from_main
-from .images import first_size, view_size
+from .images import first_size, in_pixels, view_size
 from .parse import checked, override_config
 from .rows import log_rows, training_rows
 from .text import named_tokenizer, take_vocabulary
@@ -106,7 +106,7 @@ def pair_data(args):
         args.text_column, args.tags_column = "name", args.tags_column or "keywords"
     rows = training_rows(args, "emoji")
     found = pair_rows(rows, args.image_column, args.text_column, args.tags_column)
-    log_rows(args, rows, "images with texts", first_size(*found[:2]))
+    log_rows(args, rows, "images with texts", in_pixels(first_size(*found[:2])))
     return found
 
 

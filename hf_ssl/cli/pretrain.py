@@ -11,7 +11,7 @@ from ..hub import check_run, finish_run, push_save
 from ..training import train
 from ..training.arguments import PairArguments, WordArguments
 from ..training.word_loop import train_words
-from .images import choose_processor, image_data, log_network
+from .images import choose_processor, first_size, image_data, log_network
 from .pairs import choose_towers, load_towers, pair_data, pair_decoder, pair_processor, pair_tokenizer, report_cut
 from .parse import build_model, parse_arguments
 from .text import word_corpus
@@ -23,6 +23,12 @@ class Preset(NamedTuple):
     config: dict
     training: dict
     purpose: str
+
+    @property
+    def image_size(self):
+        """The side in pixels of what a network for images sees."""
+        encoder = self.config.get("backbone_config", {})
+        return self.training.get("image_size") or encoder.get("vision_config", encoder).get("image_size") or 224
 
 
 def pretrain_images(model_class, presets, arguments_class, description, view, *, normalize=True, pictures=None):
@@ -37,7 +43,7 @@ def pretrain_images(model_class, presets, arguments_class, description, view, *,
     rows, decoder = image_data(args, config.backbone_config.num_channels, view(args, size, processor))
     count_samples(model_class, config, rows)
     model = build_model(model_class, config, args)
-    log_network(model, args, size)
+    log_network(model, args, size, presets, first_size(rows, decoder.column))
     pretrain(model, rows, decoder, args, processor, pictures=pictures)
 
 
@@ -51,7 +57,7 @@ def pretrain_pairs(model_class, presets, description):
     decoder = pair_decoder(config, args, columns, processor)
     model = build_model(model_class, config, args)
     load_towers(model)
-    log_network(model, args, decoder.images.view.size)
+    log_network(model, args, decoder.images.view.size, presets, first_size(rows, columns[0]))
     model.micro_batch_size = args.micro_batch_size
     pretrain(model, rows, decoder, args, processor, tokenizer)
     report_cut(decoder)
