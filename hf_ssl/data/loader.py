@@ -22,6 +22,8 @@ import logging
 import signal
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from typing import Protocol
 
 import datasets
@@ -162,13 +164,23 @@ class TrainLoader:
 
     def _read(self, source, sampler=None):
         """Each "sample" of the DataLoader is a whole batch, so that a worker sees its rows together."""
-        for batch in DataLoader(
-            source, None, sampler=sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_outlive_sigterm,
-        ):  # fmt: skip
-            if batch.error:
-                raise DataError(batch.error)
-            yield batch
+        batches = iter(
+            DataLoader(
+                source, None, sampler=sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(),
+                worker_init_fn=_outlive_signals,
+            )
+        )  # fmt: skip
+        workers = batches._workers if self.num_workers else []
+        Finalize(None, _end_workers, [workers], exitpriority=0)
+        try:
+            for batch in batches:
+                if batch.error:
+                    raise DataError(batch.error)
+                yield batch
+        except (EOFError, OSError) as error:  # from the connection to a worker that has been killed, or in a worker
+            if workers and wait([worker.sentinel for worker in workers], timeout=1):
+                raise RuntimeError("DataLoader worker exited unexpectedly") from error  # as torch says it
+            raise
 
     def epoch_begun_by(self, rows):
         """The epoch that has its first row among the next `rows` rows of all processes, the last if there are several;
@@ -224,10 +236,19 @@ class TrainLoader:
             self.positions, self.next_worker = list(state["positions"]), state["next_worker"]
 
 
-def _outlive_sigterm(worker):
-    """A signal to the whole process group leaves the batches of the last step and the checkpoint to the main process,
-    which ends its workers itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_signals(worker):
+    """SIGTERM or Ctrl-C to the whole process group leave the batches of the last step and the checkpoint to the main
+    process, which ends its workers itself."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(workers):
+    """Called when this process ends, however it does: Python would send its workers SIGTERM, and wait for them for ever."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # by which torch raises an error for a worker that is killed
+    for worker in workers:
+        worker.kill()
 
 
 def _positions(start, batch_size, process, processes):
