@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal as signals
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 
+SIGNALS = {"kill": signals.SIGKILL, "terminate": signals.SIGTERM, "interrupt": signals.SIGINT}
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["hf_ssl.training", "hf_ssl.data", "hf_ssl.hub", "hf_ssl.evaluation"])
 
@@ -28,8 +30,8 @@ class Failed(Exception):
 def launch(function, *arguments, processes=1, kill_when=None, signal="kill", timeout=120):
     """Run `function(*arguments)` in `processes` fresh processes and return their results, by rank.
 
-    kill_when: asked until it says True; all are then killed (SIGKILL, or SIGTERM with signal="terminate"), and the result
-    is the list of exit codes. Raises Failed if a process fails by itself, or takes longer than `timeout` seconds.
+    kill_when: asked until it says True; all are then sent `signal` (kill, terminate, or interrupt, as Ctrl-C does), and the
+    result is the list of exit codes. Raises Failed if a process fails by itself, or takes longer than `timeout` seconds.
     """
     port = _free_port()
     results = CONTEXT.SimpleQueue()
@@ -43,9 +45,10 @@ def launch(function, *arguments, processes=1, kill_when=None, signal="kill", tim
         while not kill_when() and any(process.is_alive() for process in group):
             time.sleep(0.002)
         for process in group:
-            getattr(process, signal)()
+            if process.is_alive():
+                os.kill(process.pid, SIGNALS[signal])
         for process in group:
-            process.join()
+            process.join(timeout)
         return [process.exitcode for process in group]
     found, errors, deadline = {}, [], time.monotonic() + timeout
     while (alive := any(process.is_alive() for process in group)) or not results.empty():

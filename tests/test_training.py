@@ -265,16 +265,6 @@ def test_a_stream_says_that_it_cannot_go_on_with_other_workers(shards, tmp_path)
         )
 
 
-def test_sigterm_saves_and_says_so(shards, tmp_path):
-    options = dict(max_steps=100_000, save_steps=0)
-    options["logging_steps"] = 10
-    started = (tmp_path / "run.json").exists
-    [code] = launch(_pretrain, shards, tmp_path, options, kill_when=seconds_after(started, 0.5), signal="terminate")
-    assert code == 143
-    [checkpoint] = list_checkpoints(tmp_path)
-    assert find_damage(checkpoint) is None and json.loads((checkpoint / "state.json").read_text())["step"] > 0
-
-
 def seconds_after(condition, seconds):
     since = []
 

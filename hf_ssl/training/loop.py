@@ -3,10 +3,8 @@
 import inspect
 import logging
 import math
-import signal
-import sys
-import threading
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from .checkpoints import (
 from .health import representation_health, warn_if_collapsed
 from .optimizers import build_optimizer, build_scheduler
 from .records import describe_run
+from .signals import StopSignals
 
 logger = logging.getLogger(__name__)
 REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, as in the papers
@@ -58,7 +57,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     A model's `before_epoch` is called before the first step that takes a row of an epoch, with the number of that epoch:
     where batches span the border of two, the last rows of the one come after it. A step that begins several epochs calls
     it for the last. A run that is taken up calls it if it stops right before such a step, and not in the middle.
-    SIGTERM saves a checkpoint and ends the program with exit code 143.
+    SIGTERM and Ctrl-C save a checkpoint and end the program with exit code 143 or 130.
     """
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)
@@ -142,73 +141,72 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
             whole.load_state_dict(weights)
         return whole
 
-    terminated = Terminated()
     progress = tqdm(
         total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, dynamic_ncols=True
     )
-    batches, clock, timed_from = iter(loader), time.perf_counter(), step
-    while step < max_steps:
-        if hasattr(core, "before_epoch") and (epoch := loader.epoch_begun_by(total_batch)) is not None:
-            _begin_epoch(accelerator, core, loader, epoch, args.seed)
-        for micro_step in range(args.gradient_accumulation_steps):
-            batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()}
-            indices = {"sample_indices": batch.pop("sample_indices")} if core.uses_sample_indices else {}
-            batch = decoder.view(**batch) | indices
-            # all randomness inside the step follows from (seed, step, process): there is no generator state to save
-            _seed(accelerator.device, seed_from(args.seed, step, micro_step, accelerator.process_index))
-            with accelerator.accumulate(model):
-                output = model(**batch)
-                accelerator.backward(output.loss)
-                if accelerator.sync_gradients:
-                    if args.max_grad_norm:
-                        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                    stepped.step()
-                    stepped.zero_grad()
-            metrics = {"loss": output.loss} | (output.metrics or {})
-            sums, summed = {name: sums.get(name, 0) + value.detach() for name, value in metrics.items()}, summed + 1
-        scheduler.step()
-        step += 1
-        core.after_step(step / max_steps)
-        progress.update()
+    clock, timed_from = time.perf_counter(), step
+    # closing: an abandoned stream may abort the interpreter at exit
+    with StopSignals(accelerator) as signals, closing(iter(loader)) as batches:
+        while step < max_steps:
+            if hasattr(core, "before_epoch") and (epoch := loader.epoch_begun_by(total_batch)) is not None:
+                _begin_epoch(accelerator, core, loader, epoch, args.seed)
+            for micro_step in range(args.gradient_accumulation_steps):
+                batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()}
+                indices = {"sample_indices": batch.pop("sample_indices")} if core.uses_sample_indices else {}
+                batch = decoder.view(**batch) | indices
+                # all randomness inside the step follows from (seed, step, process): there is no generator state to save
+                _seed(accelerator.device, seed_from(args.seed, step, micro_step, accelerator.process_index))
+                with accelerator.accumulate(model):
+                    output = model(**batch)
+                    accelerator.backward(output.loss)
+                    if accelerator.sync_gradients:
+                        if args.max_grad_norm:
+                            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                        stepped.step()
+                        stepped.zero_grad()
+                metrics = {"loss": output.loss} | (output.metrics or {})
+                sums = {name: sums.get(name, 0) + value.detach() for name, value in metrics.items()}
+                summed += 1
+            scheduler.step()
+            step += 1
+            core.after_step(step / max_steps)
+            progress.update()
 
-        stop = terminated.seen and accelerator.num_processes == 1  # several processes agree on it when they log
-        if step % args.logging_steps == 0 or step == max_steps:
-            own = {name: value.tolist() for name, value in sums.items()}
-            gathered = gather_object([(own, loader.broken, terminated.seen)])
-            means = _means([item[0] for item in gathered], summed)
-            loss = means.pop("loss")
-            if not math.isfinite(loss):
-                raise _not_finite(step)
-            sums, summed = {}, 0
-            _check_broken(sum(item[1] for item in gathered), loader.rows_seen, args)
-            stop = any(item[2] for item in gathered)
-            health = representation_health(output) if len(output.features) > 1 else {}
-            entry = {
-                "step": step,
-                "epoch": loader.epoch,
-                "loss": loss,
-                "learning_rate": scheduler.get_last_lr()[0],
-            }
-            entry |= means | health
-            history.append(entry)
-            speed = (step - timed_from) * total_batch / (time.perf_counter() - clock)
-            clock, timed_from = time.perf_counter(), step
-            progress.set_postfix({"loss": f"{loss:.4f}", "samples/s": f"{speed:.0f}"})
-            accelerator.log({k: v for k, v in entry.items() if k != "step"} | {"samples_per_second": speed}, step=step)
-            if health and step >= 0.1 * max_steps and accelerator.is_main_process:
-                warn_if_collapsed(health, step)
-        if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
-            save()
-        if stop and step < max_steps:
-            progress.close()
-            batches.close()
-            logger.warning("Stopped by SIGTERM at step %d; go on with --resume_from_checkpoint auto.", step)
-            accelerator.end_training()
-            sys.exit(128 + signal.SIGTERM)
+            stop = signals.agreed(step)
+            if step % args.logging_steps == 0 or step == max_steps:
+                own = {name: value.tolist() for name, value in sums.items()}
+                gathered = gather_object([(own, loader.broken)])
+                means = _means([item[0] for item in gathered], summed)
+                loss = means.pop("loss")
+                if not math.isfinite(loss):
+                    raise _not_finite(step)
+                sums, summed = {}, 0
+                _check_broken(sum(item[1] for item in gathered), loader.rows_seen, args)
+                health = representation_health(output) if len(output.features) > 1 else {}
+                entry = {
+                    "step": step,
+                    "epoch": loader.epoch,
+                    "loss": loss,
+                    "learning_rate": scheduler.get_last_lr()[0],
+                }
+                entry |= means | health
+                history.append(entry)
+                speed = (step - timed_from) * total_batch / (time.perf_counter() - clock)
+                clock, timed_from = time.perf_counter(), step
+                progress.set_postfix({"loss": f"{loss:.4f}", "samples/s": f"{speed:.0f}"})
+                accelerator.log(
+                    {k: v for k, v in entry.items() if k != "step"} | {"samples_per_second": speed}, step=step
+                )
+                if health and step >= 0.1 * max_steps and accelerator.is_main_process:
+                    warn_if_collapsed(health, step)
+            if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
+                save()
+            if stop and step < max_steps:
+                progress.close()
+                accelerator.end_training()
+                signals.end_program(step)
 
     progress.close()
-    terminated.restore()
-    batches.close()  # an abandoned stream may abort the interpreter at exit
     gathered = gather_object([({"broken": loader.broken, "unfit": loader.unfit}, loader.reasons)])
     for kind in ("broken", "unfit"):
         number = sum(counts[kind] for counts, _ in gathered)
@@ -357,19 +355,3 @@ def _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, s
         logger.info("learning rate of %s: x %g", part, factor)
     if checkpoint is not None:
         logger.info("going on from %s at step %d", checkpoint, step)
-
-
-class Terminated:
-    """Remembers that SIGTERM has come, so that the step in hand can be finished and saved."""
-
-    def __init__(self):
-        self.seen = False
-        self.in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot handle signals
-        self.before = signal.signal(signal.SIGTERM, self) if self.in_main_thread else None
-
-    def restore(self):
-        if self.in_main_thread:
-            signal.signal(signal.SIGTERM, self.before)
-
-    def __call__(self, *_):
-        self.seen = True

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from ..errors import InputError
 from ..methods._random import seed_from
 from .checkpoints import load_checkpoint, record_facts, save_checkpoint
 from .health import representation_health, warn_if_collapsed
-from .loop import Terminated, TrainingRun, begin_run
+from .loop import TrainingRun, begin_run
+from .signals import StopSignals
 from .word_updates import choose_updates
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ SAMPLE = 512  # words whose loss is logged
 def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     """Train a Word2VecForPreTraining on a `hf_ssl.data.words.Corpus`, from scratch or from a checkpoint.
 
-    A step is a block of about 100,000 words. on_save: as `hf_ssl.training.train` takes it. SIGTERM saves a checkpoint and
-    ends the program with exit code 143.
+    A step is a block of about 100,000 words. on_save: as `hf_ssl.training.train` takes it. SIGTERM and Ctrl-C save a
+    checkpoint and end the program with exit code 143 or 130.
     """
     output_dir = Path(args.output_dir)
     trackers = None if args.report_to == "none" else args.report_to.split(",")
@@ -96,7 +97,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
                 on_save(TrainingRun(model, history, args, True))
         accelerator.wait_for_everyone()
 
-    terminated, torch_threads = Terminated(), torch.get_num_threads()
+    torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the products are small: the parts of a block run side by side instead
     progress = tqdm(
         total=max_steps, initial=step, desc="training", unit="block", disable=not accelerator.is_main_process
@@ -104,7 +105,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     accelerator.wait_for_everyone()
     stream = corpus.blocks(blocks, step // blocks, step % blocks, position)
     clock, timed_from = time.perf_counter(), step
-    with _helpers(updates, threads - 1) as update:
+    with StopSignals(accelerator) as signals, _helpers(updates, threads - 1) as update:
         while step < max_steps:
             epoch, _, ids, position = next(stream)
             ids = ids.to(accelerator.device)
@@ -116,11 +117,10 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
             step += 1
             progress.update()
 
-            stop = terminated.seen and processes == 1  # several processes agree on it when they log
+            stop = signals.agreed(step)
             if step % args.logging_steps == 0 or step == max_steps:
                 output = model(**_sample(model.config, ids, seed_from(args.seed, step)))
-                gathered = gather_object([(output.loss.item(), terminated.seen)])
-                loss, stop = sum(item[0] for item in gathered) / processes, any(item[1] for item in gathered)
+                loss = sum(gather_object([output.loss.item()])) / processes
                 if not math.isfinite(loss):
                     raise InputError(f"The loss is not finite at step {step}: lower the learning rate.")
                 health = representation_health(output)
@@ -138,12 +138,10 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
                 save()
             if stop and step < max_steps:
                 progress.close()
-                logger.warning("Stopped by SIGTERM at step %d; go on with --resume_from_checkpoint auto.", step)
                 accelerator.end_training()
-                sys.exit(128 + signal.SIGTERM)
+                signals.end_program(step)
 
     progress.close()
-    terminated.restore()
     torch.set_num_threads(torch_threads)
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -166,14 +164,21 @@ def _helpers(updates, count):
         for end, part, seed in zip(ends, others, seeds[1:], strict=True):
             end.send((part.numpy(), first_rate, last_rate, seed))
         updates(own, first_rate, last_rate, seeds[0])
-        for end in ends:
-            end.recv()
+        try:
+            for end in ends:
+                end.recv()
+        except (EOFError, ConnectionError) as error:
+            raise InputError(
+                "A helper process was ended from outside, as it is when memory runs out: lower cpu_threads; the last "
+                "checkpoint is whole."
+            ) from error
 
     try:
         yield update
     finally:
         for end in ends:
-            end.send(None)
+            with suppress(ConnectionError):  # of one that has ended
+                end.send(None)
 
 
 def _help(updates, end, parent):
