@@ -519,7 +519,9 @@ def test_a_run_on_text_goes_on_from_the_hub_with_its_vocabulary(hub, token, docu
     hub.faults.clear()
     pushed = hub.files("org/run")
     assert {path.split("/")[1] for path in pushed if path.startswith("checkpoints/step")} == {"step_2"}
-    assert ("checkpoints/tokenizer/tokenizer.json" in pushed) == (name != "word2vec") and "tokenizer.json" in pushed
+    assert ("checkpoints/step_2/tokenizer/tokenizer.json" in pushed) == (
+        name != "word2vec"
+    ) and "tokenizer.json" in pushed
     assert not [path for path, content in pushed.items() if str(tmp_path).encode() in content]
     assert b"2 of 3 steps" in pushed["README.md"]
     if name != "word2vec":

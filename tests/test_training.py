@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from methods.test_bert import TINY_BERT
 from methods.test_cpc_text import TINY as TINY_CPC_TEXT
 from methods.tester import TINY_RESNET, TINY_VIT
 from processes import Failed, launch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import hf_ssl
@@ -45,7 +47,7 @@ from hf_ssl.data import (
 from hf_ssl.errors import InputError
 from hf_ssl.methods._base import SSLOutput
 from hf_ssl.training.arguments import TokenArguments, TrainingArguments, TwoViewArguments
-from hf_ssl.training.checkpoints import find_checkpoint, find_damage, list_checkpoints
+from hf_ssl.training.checkpoints import find_checkpoint, find_damage, kept_tokenizer, list_checkpoints
 from hf_ssl.training.health import RepresentationCollapseWarning
 from hf_ssl.training.loop import train
 
@@ -242,11 +244,80 @@ def test_accumulation_may_change_at_a_resume(shards, tmp_path):
     )
 
 
-def test_older_checkpoints_can_be_gone_back_to(shards, tmp_path):
+def test_older_checkpoints_can_be_gone_back_to(shards, tmp_path, caplog):
+    """What lies beyond is kept; copies and files between the checkpoints are nobody's."""
     pretrain(shards, tmp_path, max_steps=6, save_total_limit=9)
-    older = str(tmp_path / "checkpoints/step_2")
-    pretrain(shards, tmp_path, max_steps=4, resume_from_checkpoint=older)
+    folder = tmp_path / "checkpoints"
+    (folder / "step_5").rename(folder / "step_5_backup")
+    (folder / "step_3").rename(tmp_path / "elsewhere")
+    (folder / "step_3").write_text("a note")
+    pretrain(shards, tmp_path, max_steps=4, resume_from_checkpoint=str(folder / "step_2"))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_4", "step_3"]
+    assert (
+        "Going on from step 2; what is beyond is kept in" in caplog.text and "aside_1: step_6, step_4." in caplog.text
+    )
+    assert find_damage(folder / "aside_1/step_6") is None and find_damage(folder / "step_5_backup") is None
+    assert (folder / "aside_2/step_3").read_text() == "a note"
+
+
+def test_a_run_goes_on_with_the_settings_that_it_is_given(shards, tmp_path):
+    """Every value of the optimizer, and a schedule from the new highest rate: those of a run that had them from the start."""
+    schedule = dict(lr_scheduler_type="cosine", warmup_steps=4, save_steps=3, max_steps=6)
+    pretrain(shards, tmp_path / "run", **schedule)
+    new = schedule | dict(learning_rate=0.2, weight_decay=0.3, adam_beta2=0.9, adam_epsilon=1e-6, logging_steps=1)
+    new |= dict(per_device_train_batch_size=16, max_steps=12)
+    entries = pretrain(shards, tmp_path / "run", **new, resume_from_checkpoint="auto")
+    expected = pretrain(shards, tmp_path / "new", **new)
+    rates = {entry["step"]: entry["learning_rate"] for entry in expected}
+    assert [entry["learning_rate"] for entry in entries if entry["step"] > 6] == [rates[step] for step in range(7, 13)]
+    groups = [_groups(tmp_path / run / "checkpoints/step_12") for run in ("run", "new")]
+    assert groups[0] == groups[1] and groups[0][0]["weight_decay"] == 0.3
+    assert groups[0] != _groups(tmp_path / "run/checkpoints/step_9") != groups[0]
+
+
+def _groups(checkpoint):
+    with safe_open(checkpoint / "optimizer.safetensors", "pt") as file:
+        return json.loads(file.metadata()["optimizer"])["param_groups"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"optim": "sgd"}, "has optim=adamw, this command sgd"),
+        ({"max_steps": 1}, "is of step 2, and this run would end at step 1: raise --max_steps"),
+        ({"streaming": True, "dataloader_num_workers": 1}, "has streaming=False, this command True"),
+    ],
+)
+def test_what_a_run_cannot_go_on_with_is_refused_before_anything_is_written(shards, tmp_path, changes, message):
+    pretrain(shards, tmp_path, max_steps=2)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"}
+    with pytest.raises(InputError, match=message):
+        pretrain(shards, tmp_path, **{"max_steps": 4, "resume_from_checkpoint": "auto"} | changes)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"} == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"config": 3}'])
+def test_a_broken_record_of_a_run_is_one_sentence(shards, tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match="run.json is broken .*: put back a copy, or remove it"):
+        pretrain(shards, tmp_path, resume_from_checkpoint="auto")
+
+
+def test_a_second_start_beside_a_running_one_is_refused(shards, tmp_path):
+    """Until the first one has ended (or is dead: see the kills)."""
+    options = dict(max_steps=3, resume_from_checkpoint="auto")
+    second = []
+
+    class StartedTwice(MAEForPreTraining):
+        def after_step(self, progress):
+            if progress == 0.5:
+                with pytest.raises(Failed, match="is in use by a run that has not ended .process") as refused:
+                    launch(_pretrain, shards, tmp_path, options)
+                second.append(refused)
+
+    pretrain(shards, tmp_path, model_class=StartedTwice, max_steps=2)
+    assert second and find_damage(tmp_path / "checkpoints/step_2") is None
+    launch(_pretrain, shards, tmp_path, options)
 
 
 def test_data_that_has_grown_is_not_taken_for_the_same(shards, tmp_path):
@@ -255,6 +326,44 @@ def test_data_that_has_grown_is_not_taken_for_the_same(shards, tmp_path):
     with pytest.raises(DataError, match="The data has 100 rows, but had 120"):
         loader = TrainLoader(rows, None, 8, 3)
         loader.load_state_dict(json.loads((tmp_path / "run/checkpoints/step_2/loader_0.json").read_text()))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_data_of_the_same_name_and_size_are_not_taken_for_the_same(shards, tmp_path, caplog, streaming):
+    """Another first row: rows go on with a warning, a stream, whose position means nothing then, does not."""
+    data, options = tmp_path / "data", dict(streaming=streaming, shuffle_buffer_size=200)
+    shutil.copytree(shards, data)
+    pretrain(data, tmp_path / "run", max_steps=2, **options)
+    pretrain(data, tmp_path / "run", max_steps=3, resume_from_checkpoint="auto", **options)
+    assert "have changed" not in caplog.text
+    for path in sorted(data.iterdir()):
+        rows = datasets.load_dataset("parquet", data_files=str(path), split="train")
+        rows.select([*range(1, len(rows)), 0]).to_parquet(path)
+    options |= dict(max_steps=4, resume_from_checkpoint="auto")
+    if streaming:
+        with pytest.raises(DataError, match="changed since the checkpoint was written: row 0 of shard . is another"):
+            pretrain(data, tmp_path / "run", **options)
+    else:
+        pretrain(data, tmp_path / "run", **options)
+        assert "rows that were compared are others, such as row 0" in caplog.text
+
+
+def test_the_tokenizer_is_part_of_each_checkpoint(documents, tmp_path):
+    """Two of its entries swapped, or one file too many: the checkpoint before it is taken, and none is not made up for."""
+    options = dict(max_steps=2)
+    _pretrain_text(documents, tmp_path, options)
+    newest, other = list_checkpoints(tmp_path)
+    assert find_damage(newest) is None
+    file = newest / "tokenizer/tokenizer.json"
+    file.write_text(
+        file.read_text().replace('"[CLS]": 2', '"[CLS]": 3', 1).replace('"[SEP]": 3', '"[SEP]": 2', 1) + " "
+    )
+    assert "tokenizer/tokenizer.json has" in find_damage(newest)
+    assert kept_tokenizer(tmp_path, "auto") == other / "tokenizer"
+    (other / "tokenizer/added_tokens.json").write_text("{}")
+    assert "is no part of it" in find_damage(other)
+    with pytest.raises(InputError, match="The tokenizer in the checkpoint .*step_2 is missing or damaged"):
+        _pretrain_text(documents, tmp_path, options | {"resume_from_checkpoint": "auto"})
 
 
 def test_a_stream_says_that_it_cannot_go_on_with_other_workers(shards, tmp_path):

@@ -19,21 +19,19 @@ if it is as large as a run. What is left over of the groups of an epoch, or of a
 """
 
 import logging
-import signal
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from multiprocessing.connection import wait
-from multiprocessing.util import Finalize
 from typing import Protocol
 
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..methods._random import seed_from
 from .loading import DataError, say_once
 from .stream import BrokenShard, Stream
+from .workers import read_ahead
 
 ROWS_IN_ORDER = 64  # of a batch in the order of the data
 ATTEMPTS = 10  # stand-ins for a row, half of them of its group, where there are groups
@@ -163,24 +161,10 @@ class TrainLoader:
             yield batch.tensors
 
     def _read(self, source, sampler=None):
-        """Each "sample" of the DataLoader is a whole batch, so that a worker sees its rows together."""
-        batches = iter(
-            DataLoader(
-                source, None, sampler=sampler, num_workers=self.num_workers, pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_outlive_signals,
-            )
-        )  # fmt: skip
-        workers = batches._workers if self.num_workers else []
-        Finalize(None, _end_workers, [workers], exitpriority=0)
-        try:
-            for batch in batches:
-                if batch.error:
-                    raise DataError(batch.error)
-                yield batch
-        except (EOFError, OSError) as error:  # from the connection to a worker that has been killed, or in a worker
-            if workers and wait([worker.sentinel for worker in workers], timeout=1):
-                raise RuntimeError("DataLoader worker exited unexpectedly") from error  # as torch says it
-            raise
+        for batch in read_ahead(source, sampler, self.num_workers):
+            if batch.error:
+                raise DataError(batch.error)
+            yield batch
 
     def epoch_begun_by(self, rows):
         """The epoch that has its first row among the next `rows` rows of all processes, the last if there are several;
@@ -206,7 +190,8 @@ class TrainLoader:
         if not self.streaming:
             state["rows"] = len(self.data)
         else:
-            state |= {"processes": self.processes, "workers": self.workers, "next_worker": self.next_worker}
+            state |= {"shards": self.data.num_shards, "processes": self.processes, "workers": self.workers}
+            state |= {"next_worker": self.next_worker}
             state |= {"buffer_size": self.buffer_size, "positions": self.positions}
         return state
 
@@ -225,6 +210,10 @@ class TrainLoader:
             raise DataError(
                 f"The data has {len(self.data)} rows, but had {state['rows']} when the checkpoint was written."
             )
+        if self.streaming and state.get("shards", self.data.num_shards) != self.data.num_shards:
+            raise DataError(
+                f"The data has {self.data.num_shards} shards, but had {state['shards']} when the checkpoint was written."
+            )
         self.rows_seen, self.broken, self.unfit = state["rows_seen"], state["broken"], state.get("unfit", 0)
         if self.streaming:
             for name in ("processes", "workers", "buffer_size"):
@@ -234,21 +223,6 @@ class TrainLoader:
                         f"has {state[name]}, this run {getattr(self, name)}; resume with the same, or without --streaming."
                     )
             self.positions, self.next_worker = list(state["positions"]), state["next_worker"]
-
-
-def _outlive_signals(worker):
-    """SIGTERM or Ctrl-C to the whole process group leave the batches of the last step and the checkpoint to the main
-    process, which ends its workers itself."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _end_workers(workers):
-    """Called when this process ends, however it does: Python would send its workers SIGTERM, and wait for them for ever."""
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # by which torch raises an error for a worker that is killed
-    for worker in workers:
-        worker.kill()
 
 
 def _positions(start, batch_size, process, processes):
@@ -383,6 +357,9 @@ class _StreamBatches(IterableDataset):
                     yield Batch(
                         error="The stream has no rows for one of its readers: it is empty, or smaller than processes x workers."
                     )
+                    return
+                except DataError as error:  # raised in a worker, it would come with a traceback
+                    yield Batch(error=str(error))
                     return
                 seed = seed_from(self.seed, *key)
                 try:

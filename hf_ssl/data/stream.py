@@ -2,7 +2,8 @@
 
 from itertools import islice
 
-from .loading import reason
+from .fingerprint import row_digest
+from .loading import DataError, reason
 
 EPOCHS_IN_VAIN = 100  # that a reader goes through without a row, such as of empty shards alone, before it gives up
 
@@ -27,7 +28,7 @@ class Stream:
         self.parts = -(-count // shards)
         self.epoch = self.unit = self.row = 0  # where the reader stands
         self.shard = self.saved_shard = None
-        self.block = {"block_start": None, "block_number": 0, "emitted": 0}
+        self.block = {"block_start": None, "block_number": 0, "emitted": 0, "first_row": None}
 
     def position(self):
         return dict(self.block)
@@ -37,18 +38,26 @@ class Stream:
         be read."""
         self.block = position or self.block
         self._restore(self.block["block_start"])
-        return self._shuffled(self.block["block_number"], self.block["emitted"])
+        return self._shuffled(self.block["block_number"], self.block["emitted"], self.block.get("first_row"))
 
-    def _shuffled(self, number, skip):
+    def _shuffled(self, number, skip, expected):
         source = self._in_stored_order()
         start = self._state()
         block = list(islice(source, self.buffer_size))
         while block:
+            (_, shard, row), stored = block[0]
+            first_row = None if isinstance(stored, BrokenShard) else row_digest(stored)
+            if expected and first_row and first_row != expected:
+                raise DataError(
+                    f"The data have changed since the checkpoint was written: row {row} of shard {shard} is another. Go on with "
+                    "the data of before, or begin a new run."
+                )
+            expected = None
             next_start, next_block = self._state(), []
             for emitted, at in enumerate(self.block_order(number, [row for _, row in block]), start=1):
                 next_block.append(next(source))  # one in, one out: reading is spread evenly
                 row, block[at] = block[at], None
-                self.block = {"block_start": start, "block_number": number, "emitted": emitted}
+                self.block = {"block_start": start, "block_number": number, "emitted": emitted, "first_row": first_row}
                 if emitted > skip:
                     yield row
             block, start, number, skip = next_block, next_start, number + 1, 0

@@ -25,7 +25,15 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
 from ..errors import InputError
-from ..training.checkpoints import RUN_FILE, differing, find_checkpoint, find_damage, from_main, list_checkpoints
+from ..training.checkpoints import (
+    RUN_FILE,
+    TOKENIZER,
+    differing,
+    find_checkpoint,
+    find_damage,
+    from_main,
+    list_checkpoints,
+)
 from ..training.records import public_name, public_run, redact
 
 logger = logging.getLogger(__name__)
@@ -178,11 +186,8 @@ def _release_files(folder, repo_id, training_state):
         checkpoint = find_checkpoint(folder, "auto")
         if checkpoint is None:
             raise InputError(f"folder '{folder}' has no training state: expected checkpoints/step_<n>.")
-        beside = [
-            path for path in checkpoint.parent.iterdir() if path.is_dir() and not path.name.startswith((".", "step_"))
-        ]
-        for path in sorted(path for part in (checkpoint, *beside) for path in part.rglob("*") if path.is_file()):
-            if checkpoint in path.parents and path.suffix not in (".json", ".safetensors"):
+        for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+            if path.parent.name != TOKENIZER and path.suffix not in (".json", ".safetensors"):
                 raise InputError(
                     f"The training state of a sharded run, {path.name}, cannot be pushed: only whole ones can."
                 )

@@ -1,18 +1,18 @@
 """The folder of a run, and its checkpoints, which are whole or not there: written to the side, hashed, then renamed.
 
 A checkpoint is `checkpoints/step_<n>/`: weights and optimizer as safetensors (sharded runs: as Accelerate saves them),
-`loader_<rank>.json` for each process, `state.json`, and last `manifest.json` with the size and SHA-256 of every other file.
-Nothing of it is a pickle, so that a checkpoint may come from the Hub. Beside them stands `checkpoints/tokenizer/`, if the
-data is text.
+`loader_<rank>.json` for each process, `state.json`, `tokenizer/` if the data is text, and last `manifest.json` with the size
+and SHA-256 of every other file. Nothing of it is a pickle, so that a checkpoint may come from the Hub.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,7 +22,6 @@ from safetensors import safe_open
 from safetensors.torch import load_model, save_file, save_model
 
 from ..errors import InputError
-from .records import public_name
 
 logger = logging.getLogger(__name__)
 RUN_FILE, MANIFEST, TOKENIZER = "run.json", "manifest.json", "tokenizer"
@@ -31,55 +30,6 @@ WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be written or read."""
-
-
-def claim_output_dir(accelerator, output_dir, config, args, resume_from):
-    """Check that the folder is new, or holds this very run; returns the checkpoint to resume from, or None.
-
-    resume_from: None, auto or a checkpoint folder.
-    """
-    run_file = output_dir / RUN_FILE
-    run = {"config": full_config(config), "arguments": asdict(args)}
-    if resume_from not in (None, "auto"):  # a checkpoint may be another folder's
-        run_file = Path(resume_from).resolve().parents[1] / RUN_FILE
-    found = json.loads(run_file.read_text()) if run_file.is_file() else None
-    if found and "facts" in found:  # of a run that has nothing left to do
-        run["facts"] = found["facts"]
-    if resume_from is None:
-        if found is not None:
-            raise InputError(
-                f"output_dir '{output_dir}' holds another run: go on with it by --resume_from_checkpoint auto, or choose "
-                "another folder."
-            )
-        if output_dir.is_dir() and any(output_dir.iterdir()):
-            raise InputError(f"output_dir '{output_dir}' is not empty and holds no run: choose another folder.")
-    elif found is not None:
-        if changed := differing(run["config"], found["config"]):
-            raise InputError(
-                f"output_dir '{output_dir}' holds a run of another model: its config differs in {changed}."
-            )
-        old, new = found["arguments"], run["arguments"]
-        for name in ("seed", "dataset_name", "dataset_config_name", "train_split", "streaming"):
-            if old.get(name) not in (new[name], public_name(new[name]) if name == "dataset_name" else new[name]):
-                raise InputError(
-                    f"The run in output_dir '{output_dir}' has {name}={old.get(name)}, this command {new[name]}."
-                )
-        changed = sorted(k for k in new if old.get(k) != new[k] and k != "resume_from_checkpoint")
-        if changed and accelerator.is_main_process:
-            logger.warning("Going on with other settings than the run began with: %s.", ", ".join(changed))
-    accelerator.wait_for_everyone()
-    checkpoint = from_main(accelerator, lambda: find_checkpoint(output_dir, resume_from))
-    if checkpoint is not None and not checkpoint.is_dir():
-        raise InputError(
-            f"{checkpoint} is not seen by process {accelerator.process_index}: output_dir must be shared by all nodes."
-        )
-    if accelerator.is_main_process:
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            write_json(output_dir / RUN_FILE, run)
-        except OSError as error:
-            raise InputError(f"output_dir '{output_dir}' cannot be written: {error}.") from error
-    return checkpoint
 
 
 def full_config(config):
@@ -92,15 +42,6 @@ def differing(config, other):
     """The names of the values in which two configs, as dicts, differ."""
     names = sorted((config.keys() | other.keys()) - {"transformers_version", "_name_or_path"})
     return [name for name in names if config.get(name) != other.get(name)]
-
-
-def record_facts(output_dir, facts):
-    """Complete run.json by what the run has reached."""
-    path = Path(output_dir) / RUN_FILE
-    try:
-        write_json(path, json.loads(path.read_text()) | {"facts": facts})
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}.") from error
 
 
 def from_main(accelerator, find):
@@ -117,7 +58,7 @@ def from_main(accelerator, find):
     return answer[0]
 
 
-def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, loader_state, keep=None):
+def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, loader_state, keep=None, tokenizer=None):
     """Write `checkpoints/step_<step>` and remove all but the `keep` newest. Called by every process.
 
     model, optimizer: as `accelerator.prepare` gave them, or no optimizer. state: JSON-serialisable, the same for all processes;
@@ -139,6 +80,8 @@ def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, load
                 save_optimizer(optimizer, partial / OPTIMIZER)
         write_json(partial / f"loader_{accelerator.process_index}.json", loader_state)
         if accelerator.is_main_process:
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial / TOKENIZER)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
             whole = {"step": step, "processes": accelerator.num_processes, "scaler": scaler}
             write_json(partial / "state.json", state | whole)
@@ -148,7 +91,8 @@ def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, load
             files = sorted(path for path in partial.rglob("*") if path.is_file())
             listed = {path.relative_to(partial).as_posix(): _fingerprint(path, sync=True) for path in files}
             write_json(partial / MANIFEST, {"step": step, "files": listed})
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():  # not of this run, which has not been here
+                set_aside([target])
             os.replace(partial, target)
             _sync(folder)
 
@@ -159,10 +103,7 @@ def save_checkpoint(accelerator, model, optimizer, output_dir, step, state, load
                 shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(f"The checkpoint of step {step} could not be written to {folder}: {error}.")
     if accelerator.is_main_process:
-        found = list_checkpoints(output_dir)
-        abandoned = [path for path in found if _step(path) > step]  # the run was taken up before them
-        kept = [path for path in found if path not in abandoned][:keep]
-        for old in (path for path in found if path not in kept):
+        for old in list_checkpoints(output_dir)[keep:] if keep else ():
             shutil.rmtree(old)
     return target
 
@@ -178,13 +119,28 @@ def _first_error(accelerator, action):
 
 
 def list_checkpoints(output_dir):
-    """The checkpoint folders of a run, newest first, whole or not."""
-    folders = (Path(output_dir) / "checkpoints").glob("step_*")
-    return sorted(folders, key=_step, reverse=True)
+    """The checkpoint folders of a run, newest first, whole or not; not what else lies beside them, such as a copy of one."""
+    folders = (path for path in (Path(output_dir) / "checkpoints").glob("step_*") if path.is_dir())
+    return sorted((path for path in folders if re.fullmatch("step_[0-9]+", path.name)), key=step_number, reverse=True)
 
 
-def _step(folder):
+def step_number(folder):
     return int(folder.name.removeprefix("step_"))
+
+
+def step_of(checkpoint):
+    """Of a whole checkpoint, whatever it is called."""
+    return json.loads((checkpoint / MANIFEST).read_text())["step"]
+
+
+def set_aside(paths):
+    """Move checkpoints to a new folder beside them, which is returned."""
+    numbers = (number for number in itertools.count(1) if not (paths[0].parent / f"aside_{number}").exists())
+    folder = paths[0].parent / f"aside_{next(numbers)}"
+    folder.mkdir()
+    for path in paths:
+        os.replace(path, folder / path.name)
+    return folder
 
 
 def find_checkpoint(output_dir, resume_from):
@@ -215,14 +171,24 @@ def find_checkpoint(output_dir, resume_from):
     return None
 
 
-def find_damage(folder):
-    """What is wrong with a checkpoint, in words, or None if every listed file is there with the listed content."""
+def find_damage(folder, part=""):
+    """What is wrong with a checkpoint, in words, or None if every listed file is there with the listed content. part: of its
+    names only those that begin so."""
+    folder = Path(folder)
     try:
-        listed = json.loads((Path(folder) / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        step, listed = manifest["step"], manifest["files"]
+        if not isinstance(step, int) or not all({"size", "sha256"} <= set(each) for each in listed.values()):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} is missing or unreadable"
+    for path in (folder / TOKENIZER).rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in listed:
+            return f"{path.relative_to(folder).as_posix()} is no part of it"
     for name, fingerprint in listed.items():
-        path = Path(folder) / name
+        path = folder / name
+        if not name.startswith(part):
+            continue
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != fingerprint["size"]:
@@ -233,7 +199,10 @@ def find_damage(folder):
 
 
 def load_checkpoint(accelerator, model, optimizer, folder):
-    """Restore the prepared model and optimizer; returns (state, this process's loader state)."""
+    """Restore the prepared model and optimizer, which keeps its own settings, such as the rate; returns (state, this process's
+    loader state)."""
+    groups = [] if optimizer is None else optimizer.param_groups
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     state = json.loads((Path(folder) / "state.json").read_text())
     if is_sharded(accelerator):
         accelerator.load_state(str(folder))
@@ -243,6 +212,8 @@ def load_checkpoint(accelerator, model, optimizer, folder):
             load_optimizer(optimizer, Path(folder) / OPTIMIZER)
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
+    for group, values in zip([] if optimizer is None else optimizer.param_groups, settings, strict=True):
+        group.update(values)
     own = Path(folder) / f"loader_{accelerator.process_index}.json"
     if own.is_file():
         return state, json.loads(own.read_text())
@@ -286,29 +257,27 @@ def load_optimizer(optimizer, path):
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def keep_tokenizer(output_dir, tokenizer):
-    """Save it beside the checkpoints, whole or not at all: a run that is taken up must read its text alike."""
-    folder = Path(output_dir) / "checkpoints"
-    partial = folder / f".{TOKENIZER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    tokenizer.save_pretrained(partial)
-    if not (folder / TOKENIZER).is_dir():
-        os.replace(partial, folder / TOKENIZER)
-
-
 def kept_tokenizer(output_dir, resume_from):
-    """The folder of the tokenizer of the run that is taken up, or None. resume_from: as `find_checkpoint` takes it."""
-    if resume_from is None:
-        return None
-    folder = Path(output_dir) / "checkpoints" if resume_from == "auto" else Path(resume_from).resolve().parent
-    return folder / TOKENIZER if (folder / TOKENIZER).is_dir() else None
+    """The folder of the tokenizer of the run that is taken up, as its checkpoints have it, or None if there is none to take up.
+    resume_from: as `find_checkpoint` takes it."""
+    folders = list_checkpoints(output_dir) if resume_from == "auto" else [Path(resume_from)] if resume_from else []
+    for folder in folders:
+        if (folder / TOKENIZER).is_dir() and find_damage(folder, f"{TOKENIZER}/") is None:
+            return folder / TOKENIZER
+    if folders:
+        raise CheckpointError(
+            f"The tokenizer in the checkpoint {folders[0]} is missing or damaged: choose another checkpoint."
+        )
+    return None
 
 
 def write_json(path, content):
-    """Write to the side and rename, so that a reader sees the old file or the new one."""
+    """Write to the side and rename, so that a reader sees the old file or the new one, after a power cut too."""
     partial = Path(f"{path}.partial")
     partial.write_text(json.dumps(content, indent=1))
+    _sync(partial)
     os.replace(partial, path)
+    _sync(partial.parent)
 
 
 def _fingerprint(path, sync=False):

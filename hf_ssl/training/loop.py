@@ -13,6 +13,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
 from tqdm.auto import tqdm
 
+from ..data.fingerprint import difference, rows_fingerprint
 from ..data.loader import TrainLoader, without_augmentation
 from ..data.loading import DataError
 from ..errors import InputError
@@ -22,16 +23,14 @@ from ..methods._distributed import gather
 from ..methods._random import seed_from
 from .arguments import TrainingArguments
 from .checkpoints import (
-    claim_output_dir,
     is_sharded,
-    keep_tokenizer,
     load_checkpoint,
-    record_facts,
     save_checkpoint,
 )
 from .health import representation_health, warn_if_collapsed
-from .optimizers import build_optimizer, build_scheduler
+from .optimizers import advance, build_optimizer, build_scheduler
 from .records import describe_run
+from .run_folder import claim_output_dir, claimed, record_run
 from .signals import StopSignals
 
 logger = logging.getLogger(__name__)
@@ -80,9 +79,8 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
             checkpoint_activations(model)
     except ValueError as error:
         raise InputError(str(error)) from error
-    checkpoint, facts = begin_run(accelerator, model, data, args)
-    if tokenizer is not None and accelerator.is_main_process:
-        keep_tokenizer(output_dir, tokenizer)
+    checkpoint, run, facts = begin_run(accelerator, model, data, args, max_steps)
+    fingerprint = rows_fingerprint(data) if accelerator.is_main_process and hasattr(data, "__len__") else None
 
     choose_kernels(model, accelerator)
     optimizer = build_optimizer(model, learning_rate, args, fused=not is_sharded(accelerator))
@@ -103,13 +101,17 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     if checkpoint is not None:
         state, loader_state = load_checkpoint(accelerator, model, optimizer, checkpoint)
         loader.load_state_dict(loader_state)
-        scheduler.load_state_dict(state["scheduler"])
+        advance(scheduler, state["step"])
         accelerator.step = 0  # of gradient accumulation; checkpoints are written between steps
         step, history, seconds = state["step"], state["history"], state["seconds"]
         if accelerator.num_processes == state["processes"]:
             own = state["sums"][accelerator.process_index]
             sums = {name: torch.tensor(value, device=accelerator.device) for name, value in own.items()}
             summed = state["summed"]
+        if fingerprint and state.get("data") and (changed := difference(state["data"], fingerprint)):
+            logger.warning("The data have changed since the checkpoint was written: %s.", changed)
+    if accelerator.is_main_process:
+        record_run(output_dir, run, checkpoint)
     started = time.perf_counter() - seconds
     _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
     if trackers and accelerator.is_main_process:
@@ -120,15 +122,23 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
         gathered = gather_object([{name: value.tolist() for name, value in sums.items()}])
         if not all(math.isfinite(each.get("loss", 0.0)) for each in gathered):
             raise _not_finite(step)
-        state = {"scheduler": scheduler.state_dict(), "history": history, "sums": gathered, "summed": summed}
+        state = {"history": history, "sums": gathered, "summed": summed, "data": fingerprint}
         state["seconds"] = time.perf_counter() - started
         save_checkpoint(
-            accelerator, model, optimizer, output_dir, step, state, loader.state_dict(), args.save_total_limit
+            accelerator,
+            model,
+            optimizer,
+            output_dir,
+            step,
+            state,
+            loader.state_dict(),
+            args.save_total_limit,
+            tokenizer,
         )
         whole = whole_model() if on_save is not None and step < max_steps else None
         if accelerator.is_main_process:
             reached = {"steps": step, "max_steps": max_steps, "samples_seen": loader.rows_seen}
-            record_facts(output_dir, facts | reached | {"seconds": round(state["seconds"], 1)})
+            record_run(output_dir, run | {"facts": facts | reached | {"seconds": round(state["seconds"], 1)}})
             if whole is not None:
                 on_save(TrainingRun(whole, history, args, True))
 
@@ -146,7 +156,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     )
     clock, timed_from = time.perf_counter(), step
     # closing: an abandoned stream may abort the interpreter at exit
-    with StopSignals(accelerator) as signals, closing(iter(loader)) as batches:
+    with claimed(output_dir), StopSignals(accelerator) as signals, closing(iter(loader)) as batches:
         while step < max_steps:
             if hasattr(core, "before_epoch") and (epoch := loader.epoch_begun_by(total_batch)) is not None:
                 _begin_epoch(accelerator, core, loader, epoch, args.seed)
@@ -220,19 +230,19 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     return TrainingRun(core.eval(), history, args, accelerator.is_main_process)
 
 
-def begin_run(accelerator, model, data, args, unit="samples"):
-    """Take the output folder; (the checkpoint to go on from or None, the facts of the run, on the main process). unit: what
-    the run reads and counts."""
+def begin_run(accelerator, model, data, args, max_steps, unit="samples"):
+    """Take the output folder; (the checkpoint to go on from or None, what `record_run` writes, the facts of the run on the main
+    process). unit: what the run reads and counts."""
     if accelerator.device.type == "cpu" and accelerator.mixed_precision not in ("no", "bf16"):
         raise InputError(
             f"mixed_precision '{accelerator.mixed_precision}' cannot be had on a CPU, which would train in float32: expected no "
             "or bf16."
         )
-    checkpoint = claim_output_dir(accelerator, Path(args.output_dir), model.config, args, args.resume_from_checkpoint)
+    checkpoint, run = claim_output_dir(accelerator, Path(args.output_dir), model.config, args, max_steps)
     if not accelerator.is_main_process:
-        return checkpoint, {}
+        return checkpoint, run, {}
     parameters = sum(p.numel() for p in model.parameters())
-    return checkpoint, describe_run(accelerator, args.dataset_name, data, parameters, unit)
+    return checkpoint, run, describe_run(accelerator, args.dataset_name, data, parameters, unit)
 
 
 def _check_rows(accelerator, model, data):

@@ -109,3 +109,9 @@ def build_scheduler(optimizer, args, max_steps):
         return min(1, (step + 1) / (warmup + 1)) * 0.1 ** sum(step >= drop * max_steps for drop in DROPS)
 
     return LambdaLR(optimizer, rate)
+
+
+def advance(scheduler, step):
+    """Put a new scheduler to where it is after `step` steps: the rates follow from the settings of this run alone."""
+    scheduler.last_epoch, scheduler._step_count = step - 1, step + 1  # the second: it warns of a first step
+    scheduler.step()

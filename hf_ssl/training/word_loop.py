@@ -26,9 +26,10 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..methods._random import seed_from
-from .checkpoints import load_checkpoint, record_facts, save_checkpoint
+from .checkpoints import load_checkpoint, save_checkpoint
 from .health import representation_health, warn_if_collapsed
 from .loop import TrainingRun, begin_run
+from .run_folder import claimed, record_run
 from .signals import StopSignals
 from .word_updates import choose_updates
 
@@ -64,7 +65,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     if processes * threads > 1:
         _share_tables(model, accelerator)
     updates = choose_updates(model)
-    checkpoint, facts = begin_run(accelerator, model, corpus.rows, args, unit="words")
+    checkpoint, run, facts = begin_run(accelerator, model, corpus.rows, args, max_steps, unit="words")
     if facts and on_cpu:
         facts["hardware"]["threads"] = threads  # not torch's
 
@@ -80,6 +81,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
             )
     started = time.perf_counter() - seconds
     if accelerator.is_main_process:
+        record_run(output_dir, run, checkpoint)
         sizes = f"{corpus.total:,}", f"{len(corpus.words):,}", f"{corpus.unknown:,}"
         logger.info("%s words of text; vocabulary %s, %s words were rarer and are left out", *sizes)
         logger.info("%d blocks in all, on %d processes x %d threads", max_steps, processes, threads)
@@ -92,7 +94,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
         save_checkpoint(accelerator, model, None, output_dir, step, state, position, args.save_total_limit)
         if accelerator.is_main_process:
             reached = {"steps": step, "max_steps": max_steps, "samples_seen": round(step * corpus.total / blocks)}
-            record_facts(output_dir, facts | reached | {"seconds": round(state["seconds"], 1)})
+            record_run(output_dir, run | {"facts": facts | reached | {"seconds": round(state["seconds"], 1)}})
             if on_save is not None and step < max_steps:
                 on_save(TrainingRun(model, history, args, True))
         accelerator.wait_for_everyone()
@@ -105,7 +107,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     accelerator.wait_for_everyone()
     stream = corpus.blocks(blocks, step // blocks, step % blocks, position)
     clock, timed_from = time.perf_counter(), step
-    with StopSignals(accelerator) as signals, _helpers(updates, threads - 1) as update:
+    with claimed(output_dir), StopSignals(accelerator) as signals, _helpers(updates, threads - 1) as update:
         while step < max_steps:
             epoch, _, ids, position = next(stream)
             ids = ids.to(accelerator.device)
