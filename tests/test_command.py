@@ -12,12 +12,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hf_ssl.scripts.pretrain_mae import PRESETS
 from hub_server import User
 from processes import launch
 from test_scripts import pictures  # noqa: F401, a fixture
 
-from hf_ssl.cli.main import launch_flags, main
+from hf_ssl import MAEForPreTraining
+from hf_ssl.cli import parse
+from hf_ssl.cli.main import _exit_as, launch_flags, main
 from hf_ssl.errors import InputError
+from hf_ssl.training.arguments import ImageArguments
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_" + "w" * 34
@@ -48,6 +52,27 @@ def test_flags_of_the_launcher_are_told_from_the_scripts():
     assert launch_flags(["--num-processes=2"]) == ({"num_processes": ["2"]}, [])
     with pytest.raises(InputError, match="--config_file of accelerate lacks its value"):
         launch_flags(["--config_file"])
+
+
+def test_overrides_given_several_times_all_count(monkeypatch):
+    monkeypatch.setattr(parse, "set_up_logging", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["hf-ssl", *"--config_overrides mask_ratio=0.5,norm_pix_loss=false".split()])
+    sys.argv += ["--config_overrides", "mask_ratio=0.25", "--config-overrides=decoder_hidden_size=16"]
+    config, args = parse.parse_arguments(MAEForPreTraining, PRESETS, ImageArguments)
+    assert (config.mask_ratio, config.norm_pix_loss, config.decoder_hidden_size) == (0.25, False, 16)
+    assert args.config_overrides == "mask_ratio=0.5,norm_pix_loss=false,mask_ratio=0.25,decoder_hidden_size=16"
+    with pytest.raises(InputError, match="config_overrides: mask_ratio must be a finite number, found nan"):
+        parse.override_config(config, "mask_ratio=nan")
+
+
+@pytest.mark.parametrize(
+    "code, exit_code, text",
+    [(1, 1, ""), (-9, 137, "error: Process 1 was ended by SIGKILL, as it is when memory runs out.\n")],
+)
+def test_a_launch_adds_nothing_to_what_its_processes_have_said(capsys, code, exit_code, text):
+    with pytest.raises(SystemExit) as end:
+        _exit_as(code, "Process 1")
+    assert end.value.code == exit_code and capsys.readouterr().err == text
 
 
 def test_help_has_the_presets_defaults_the_settings_and_the_protocols():

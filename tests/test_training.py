@@ -212,6 +212,8 @@ def test_two_processes_train_a_contrastive_model_as_one(shards, tmp_path, method
     one = launch(_pretrain, shards, tmp_path / "one", options | {"per_device_train_batch_size": 16})[0]
     two = launch(_pretrain, shards, tmp_path / "two", options, processes=2)[0]
     assert [e["loss"] for e in two] == pytest.approx([e["loss"] for e in one], rel=1e-4)
+    for name in ("feature_std", "effective_rank", "projection_std", "alignment", "uniformity"):  # of the whole batch
+        assert [e[name] for e in two] == pytest.approx([e[name] for e in one], rel=1e-3), name
     for key, value in weights(tmp_path / "one", 8).items():
         torch.testing.assert_close(weights(tmp_path / "two", 8)[key], value, rtol=1e-3, atol=1e-3)
 
@@ -470,7 +472,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(shards, tmp_path):
 
 def test_collapse_is_warned_of_by_name(shards, tmp_path):
     with pytest.warns(RepresentationCollapseWarning, match="likely causes"):
-        pretrain(shards, tmp_path, model_class=_Constant)
+        pretrain(shards, tmp_path, model_class=_Constant, max_steps=50, save_steps=0)
+
+
+def test_a_run_of_a_few_steps_is_not_said_to_collapse(shards, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RepresentationCollapseWarning)
+        pretrain(shards, tmp_path, model_class=_Constant, save_steps=0)
+
+
+@pytest.mark.parametrize("remedy", ["--micro_batch_size instead", "more processes, or a larger batch,"])
+def test_accumulated_passes_are_not_one_batch(shards, tmp_path, caplog, remedy):
+    """Said once, of a loss that compares the samples of a batch, and of no other."""
+
+    class Model(SimCLRForPreTraining):
+        if "micro" in remedy:
+            micro_batch_size = 0
+
+    options = dict(max_steps=1, gradient_accumulation_steps=2)
+    pretrain(shards, tmp_path / "mae", **options)
+    assert "compared" not in caplog.text
+    pretrain(shards, tmp_path / "simclr", **options, **CONTRASTIVE["simclr"] | {"model_class": Model})
+    assert (
+        caplog.text.count(f"only the 8 samples of one forward pass are compared with each other; with {remedy}") == 1
+    )
 
 
 @pytest.mark.parametrize("broken", [{"momentum": 0.0}, {}], ids=["momentum", "none"])
@@ -555,6 +580,12 @@ def test_trainer_of_transformers_trains_our_models(tmp_path):
         ("logging_steps", 0),
         ("learning_rate", -1.0),
         ("per_device_train_batch_size", 0),
+        ("per_device_train_batch_size", 10**8),
+        ("weight_decay", float("nan")),
+        ("num_train_epochs", float("inf")),
+        ("min_crop_scale", float("nan")),
+        ("seed", 2**64),
+        ("seed", -1),
     ],
 )
 def test_impossible_arguments_are_named(name, value):

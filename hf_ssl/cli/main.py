@@ -10,8 +10,11 @@ hf-ssl push runs/mine org/name
 """
 
 import importlib.util
+import logging
 import os
 import runpy
+import signal
+import subprocess
 import sys
 from dataclasses import fields
 from importlib.metadata import version
@@ -124,8 +127,12 @@ def _is_one_device():
 
 
 def _launch(launch, script, arguments):
-    """Start the launcher in the place of this process, so that signals and the exit code are its own."""
+    """Run the launcher in this process, so that signals and the exit code are its own; what its processes have said is enough."""
     import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     on_cpu = "cpu" in launch or not torch.accelerator.is_available()
     # `accelerate launch --cpu` would start one process, whatever is asked
@@ -139,12 +146,30 @@ def _launch(launch, script, arguments):
         if int(count) == 1:
             _run_script(script, arguments)
             return
-        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", count]
+        flags = ["--standalone", "--nproc_per_node", count]
+        parser, start = torchrun.get_args_parser(), torchrun.run
     else:
         flags = [part for name, values in launch.items() for part in (f"--{name}", *values)]
-        command = ["accelerate.commands.launch", *flags]
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", *command, "-m", f"hf_ssl.scripts.{script}", *arguments])
+        parser, start = launch_command_parser(), launch_command
+    logging.disable(logging.ERROR)  # of the launcher
+    try:
+        start(parser.parse_args([*flags, "-m", f"hf_ssl.scripts.{script}", *arguments]))
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        _exit_as(failure.exitcode, f"Process {rank}")
+    except subprocess.CalledProcessError as error:
+        _exit_as(error.returncode, "The process")
+
+
+def _exit_as(code, process):
+    """With the exit code of a process, which has said why, unless a signal has ended it."""
+    if code >= 0:
+        sys.exit(code)
+    why = ", as it is when memory runs out" if -code == signal.SIGKILL else ""
+    print(f"error: {process} was ended by {signal.Signals(-code).name}{why}.", file=sys.stderr)
+    sys.exit(128 - code)
 
 
 def _run_script(name, arguments, prog=None):

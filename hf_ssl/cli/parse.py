@@ -3,10 +3,11 @@
 import argparse
 import dataclasses
 import difflib
-import json
 import logging
+import math
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -23,6 +24,7 @@ from ..evaluation.processes import process_state
 from ..hub import check_arguments
 from ..hub.transfer import local_checkpoint
 from ..training.checkpoints import RUN_FILE
+from ..training.run_folder import read_run
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ def parse_arguments(model_class, recipes, arguments_class, description=None):
     )  # fmt: skip
     backbone_flag = parser._option_string_actions["--backbone"]
     backbone_flag.help = f"One of {list(recipes)}; a release, or any encoder's id or type."
+    # given several times, all count
+    parser._option_string_actions["--config_overrides"].type = partial(_joined, [])
     parser.set_defaults(**{"backbone": backbone} | training_values)
     given, unknown = parser.parse_known_args()
     if unknown:
@@ -66,6 +70,11 @@ def parse_arguments(model_class, recipes, arguments_class, description=None):
     check_arguments(model_class, args)
     args.resume_from_checkpoint = local_checkpoint(process_state(), args.resume_from_checkpoint)
     return override_config(config, args.config_overrides), args
+
+
+def _joined(earlier, text):
+    earlier.append(text)
+    return ",".join(earlier)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -104,7 +113,7 @@ def _release_values(name, recipes):
         file = cached_file(name, RUN_FILE, _raise_exceptions_for_missing_entries=False)
     except OSError:
         file = None
-    arguments = json.loads(Path(file).read_text())["arguments"] if file else {}
+    arguments = read_run(Path(file))["arguments"] if file else {}
     named = {key for preset in recipes.values() for key in preset.training} - {"output_dir"}
     return {key: value for key, value in arguments.items() if key in named}
 
@@ -176,6 +185,8 @@ def override_config(config, overrides):
             hint = f"did you mean '{close[0]}'?" if close else f"expected name=value with one of {names}."
             raise InputError(f"config_overrides has no setting '{item.strip()}': {hint}")
         checked(lambda owner=owner, key=key, value=value: owner.update_from_string(f"{key}={value}"), f"{name}: ")
+        if isinstance(number := getattr(owner, key), float) and not math.isfinite(number):
+            raise InputError(f"config_overrides: {name} must be a finite number, found {value}.")
     for owner in owners:
         checked(owner.validate)  # assignment alone does not check
     return config
@@ -197,6 +208,8 @@ def set_up_logging():
     # tells at each checkpoint of weights that are tied
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     logging.captureWarnings(True)
+    # without the place in our code, and the line there
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}"
     warnings.simplefilter("default" if main else "ignore")
     for kind in (DeprecationWarning, FutureWarning, ResourceWarning):  # for those who write libraries
         warnings.filterwarnings("ignore", category=kind)

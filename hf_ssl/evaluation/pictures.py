@@ -16,9 +16,12 @@ RIGHT, WRONG = "#2e9e4f", "#d0342c"
 
 
 def save_loss(history, path):
-    """The loss over the steps. history: the log entries of a run."""
+    """The loss over the steps. history: the log entries of a run; nothing is drawn if there are none."""
+    if not history:
+        return
     figure, axis = _pyplot().subplots(figsize=(6, 3.5))
-    axis.plot([entry["step"] for entry in history], [entry["loss"] for entry in history])
+    marker = "o" if len(history) < 10 else None  # a line through one point is none
+    axis.plot([entry["step"] for entry in history], [entry["loss"] for entry in history], marker=marker)
     axis.set(xlabel="step", ylabel="loss")
     axis.grid(alpha=0.3)
     _save(figure, path, bbox_inches="tight")

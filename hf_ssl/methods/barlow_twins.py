@@ -42,6 +42,7 @@ class BarlowTwinsConfig(SSLConfig):
 class BarlowTwinsForPreTraining(SSLModel):
     config: BarlowTwinsConfig
     input_modalities = ("image",)
+    compares_samples = True
 
     def __init__(self, config: BarlowTwinsConfig):
         super().__init__(config)

@@ -55,6 +55,7 @@ class CLIPForPreTraining(SSLModel):
     config: SSLCLIPConfig
     base_model_prefix = "clip"
     input_modalities = ("image", "text")
+    compares_samples = True
 
     def __init__(self, config: SSLCLIPConfig):
         super().__init__(config)

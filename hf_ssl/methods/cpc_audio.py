@@ -51,6 +51,7 @@ class CPCAudioForPreTraining(SSLModel):
     config: CPCAudioConfig
     main_input_name = "input_values"
     input_modalities = ("audio",)
+    compares_samples = True
     supports_gradient_checkpointing = False
 
     def __init__(self, config: CPCAudioConfig):

@@ -45,6 +45,7 @@ class CPCTextForPreTraining(SSLModel):
     config: CPCTextConfig
     main_input_name = "input_ids"
     input_modalities = ("text",)
+    compares_samples = True
     supports_gradient_checkpointing = False
 
     def __init__(self, config: CPCTextConfig):

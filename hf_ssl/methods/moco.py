@@ -62,6 +62,7 @@ class MoCoConfig(SSLConfig):
 class MoCoForPreTraining(SSLModel):
     config: MoCoConfig
     input_modalities = ("image",)
+    compares_samples = True
 
     def __init__(self, config: MoCoConfig):
         super().__init__(config)

@@ -45,6 +45,7 @@ class SimCLRConfig(SSLConfig):
 class SimCLRForPreTraining(SSLModel):
     config: SimCLRConfig
     input_modalities = ("image",)
+    compares_samples = True
 
     def __init__(self, config: SimCLRConfig):
         super().__init__(config)

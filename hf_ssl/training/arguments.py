@@ -1,6 +1,7 @@
 """How a run is set: the arguments of every run, of the loop, and of each kind of data."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 
 from accelerate.utils import LoggerType
 
@@ -10,6 +11,7 @@ from ..data.windows import WINDOW
 from ..errors import InputError
 from .optimizers import OPTIMIZERS, SCHEDULES
 
+LARGEST_BATCH = 2**20  # of one process: what is larger is a slip of the keyboard
 HUB_STRATEGIES = ("end", "every_save")
 PREPARED = "Words are what stands between spaces; else runs of letters and digits, in lower case."
 
@@ -71,6 +73,12 @@ class RunArguments:
     )
 
     def __post_init__(self):
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{each.name} must be a finite number, found {value}.")
+        if not 0 <= self.seed < 2**32:  # what NumPy and scikit-learn take
+            raise InputError(f"seed must be at least 0 and below 2**32, found {self.seed}.")
         for name in ("logging_steps", "save_total_limit"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
@@ -124,8 +132,10 @@ class TrainingArguments(RunArguments):
     def __post_init__(self):
         super().__post_init__()
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}.")
+            if not 1 <= getattr(self, name) <= LARGEST_BATCH:
+                raise InputError(
+                    f"{name} must be at least 1 and at most {LARGEST_BATCH}, found {getattr(self, name)}."
+                )
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise InputError(
                 f"There is nothing to train: max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}."

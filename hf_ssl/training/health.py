@@ -12,6 +12,7 @@ class RepresentationCollapseWarning(UserWarning):
 
 # Healthy runs of this project's methods stay above a spread of 0.1 and a rank of 4; collapsed ones fall below 0.01 and 2.
 SMALLEST_SPREAD, SMALLEST_RANK = 0.02, 1.5
+LEAST_STEPS = 50  # before which a network is nearly the one that was drawn
 CAUSES = (
     "likely causes: a learning rate that is too high or without warm-up, no negatives or stop-gradient, a key encoder "
     "that moves too fast, batch statistics that leak, a temperature that is too high, or inputs that are all alike"
@@ -20,7 +21,7 @@ CAUSES = (
 
 @torch.no_grad()
 def representation_health(output):
-    """output: an SSLOutput with N > 1. All values are Python floats; one transfer from the device.
+    """output: an SSLOutput. All values are Python floats; one transfer from the device; none of a single sample.
 
     feature_std: mean standard deviation of the unit-length features' dimensions times sqrt(D): 0 collapsed, 1 spread
     evenly over the sphere (Chen and He 2020, section 4.1). effective_rank: exp of the entropy of the centred features'
@@ -28,6 +29,8 @@ def representation_health(output):
     projections: projection_std as above, since a head can collapse alone; alignment, the mean squared distance of the two
     views, and uniformity, log mean exp(-2 squared distance) over pairs (Wang and Isola 2020).
     """
+    if len(output.features) < 2:
+        return {}
     features = output.features.detach().float()
     singular = torch.linalg.svdvals(features - features.mean(0))
     share = singular / singular.sum().clamp(min=1e-12)

@@ -18,7 +18,7 @@ from ..data.loader import TrainLoader, without_augmentation
 from ..data.loading import DataError
 from ..errors import InputError
 from ..methods._backbone import checkpoint_activations
-from ..methods._base import SSLModel
+from ..methods._base import SSLModel, SSLOutput
 from ..methods._distributed import gather
 from ..methods._random import seed_from
 from .arguments import TrainingArguments
@@ -27,7 +27,7 @@ from .checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from .health import representation_health, warn_if_collapsed
+from .health import LEAST_STEPS, representation_health, warn_if_collapsed
 from .optimizers import advance, build_optimizer, build_scheduler
 from .records import describe_run
 from .run_folder import claim_output_dir, claimed, record_run
@@ -192,7 +192,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
                     raise _not_finite(step)
                 sums, summed = {}, 0
                 _check_broken(sum(item[1] for item in gathered), loader.rows_seen, args)
-                health = representation_health(output) if len(output.features) > 1 else {}
+                health = representation_health(_of_all_processes(output))
                 entry = {
                     "step": step,
                     "epoch": loader.epoch,
@@ -207,7 +207,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
                 accelerator.log(
                     {k: v for k, v in entry.items() if k != "step"} | {"samples_per_second": speed}, step=step
                 )
-                if health and step >= 0.1 * max_steps and accelerator.is_main_process:
+                if health and step >= max(LEAST_STEPS, 0.1 * max_steps) and accelerator.is_main_process:
                     warn_if_collapsed(health, step)
             if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
                 save()
@@ -299,6 +299,12 @@ def _count_steps(args, data, total_batch):
     return max(1, math.ceil(args.num_train_epochs * rows / total_batch))
 
 
+def _of_all_processes(output):
+    """What the health of the representation is measured on, of the whole batch."""
+    names = ("features", "projections", "projections_2")
+    return SSLOutput(**{name: gather(output[name].detach()) for name in names if output.get(name) is not None})
+
+
 def _means(gathered, passes):
     """{name: mean over processes and forward passes} of each process's sums; `name_1`, `name_2` ... of a vector's."""
     means = {}
@@ -361,6 +367,14 @@ def _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, s
         total_batch, args.per_device_train_batch_size, processes, args.gradient_accumulation_steps,
         learning_rate, args.learning_rate, total_batch, REFERENCE_BATCH, max_steps,
     )  # fmt: skip
+    if args.gradient_accumulation_steps > 1 and accelerator.unwrap_model(model).compares_samples:
+        has_micro_batches = hasattr(accelerator.unwrap_model(model), "micro_batch_size")
+        logger.warning(
+            "gradient_accumulation_steps=%d: the learning rate is that of the total batch, but only the %d samples of one "
+            "forward pass are compared with each other; with %s all of them are.",
+            args.gradient_accumulation_steps, total_batch // args.gradient_accumulation_steps,
+            "--micro_batch_size instead" if has_micro_batches else "more processes, or a larger batch,",
+        )  # fmt: skip
     for part, factor in accelerator.unwrap_model(model).learning_rate_factors.items():
         logger.info("learning rate of %s: x %g", part, factor)
     if checkpoint is not None:

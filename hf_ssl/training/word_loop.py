@@ -134,7 +134,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
                 accelerator.log(
                     {k: v for k, v in entry.items() if k != "step"} | {"words_per_second": speed}, step=step
                 )
-                if step >= 0.1 * max_steps and accelerator.is_main_process:
+                if health and step >= 0.1 * max_steps and accelerator.is_main_process:
                     warn_if_collapsed(health, step)
             if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
                 save()
