@@ -62,6 +62,11 @@ def test_the_tokenizer_splits_as_the_corpus_does():
     words = ["istanbul", "हिन्दी", "café", "cafe\u0301"]
     assert word_tokenizer(words)("İstanbul हिन्दी Café Cafe\u0301")["input_ids"] == [1, 2, 3, 4]
     assert split_words(pa.array(["İstanbul हिन्दी Café Cafe\u0301"])).to_pylist() == [words]
+    spaces = [f"a{chr(code)}b" for code in (*range(1, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x2010), 0x3000, 0xFEFF)]
+    backend = word_tokenizer(["a"], prepared=True).backend_tokenizer.pre_tokenizer
+    for text in spaces:
+        parts = [part for line in split_words(pa.array([text]), prepared=True).to_pylist() for part in line]
+        assert [part for part, _ in backend.pre_tokenize_str(text)] == parts
 
 
 def test_the_unknown_words_own_name_is_no_word():

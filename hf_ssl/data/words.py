@@ -21,6 +21,7 @@ from .loading import DataError
 
 UNKNOWN = "[UNK]"  # id 0: padding and unknown words in the tokenizer, the end of a line in a corpus
 NO_WORD = r"[^\pL\pM\pN]+"  # marks are parts of letters
+SPACES = r"[\s\x1c-\x1f]+"  # as Arrow has them
 ROWS = 1000  # of a stream, split at a time
 LETTERS = 2**23  # of rows that are held, at least
 
@@ -40,7 +41,7 @@ def word_tokenizer(words, prepared=False):
     vocabulary = {word: number for number, word in enumerate(words, start=1)} | {UNKNOWN: 0}
     tokenizer = Tokenizer(WordLevel(vocabulary, UNKNOWN))
     if prepared:
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(SPACES), "removed")
     else:
         # the one letter that Arrow makes smaller in another way
         tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("\u0130", "i"), normalizers.Lowercase()])
