@@ -12,6 +12,7 @@ torchrun --nproc_per_node 2 -m hf_ssl evaluate outputs/mae      # on CPUs with A
 
 import argparse
 import inspect
+import logging
 from pathlib import Path
 
 from hf_ssl.cli import set_up_logging
@@ -80,6 +81,11 @@ def main():
     modality = find_modality(args["name_or_path"], args.get("revision"))
     if modality not in EVALUATIONS:
         raise InputError(f"'{folder}' reads {modality}: expected an encoder of one of {', '.join(EVALUATIONS)}.")
+    output_dir = Path(args["output_dir"])
+    if (output_dir / RUN_FILE).is_file() and output_dir.resolve() != folder.resolve():
+        raise InputError(
+            f"output_dir '{output_dir}' is a release, whose card tells its own results: choose another folder."
+        )
     evaluate = EVALUATIONS[modality]
     known = inspect.signature(evaluate).parameters
     if foreign := [name for name in args if name not in known]:
@@ -88,9 +94,10 @@ def main():
     if state.is_main_process:
         print(results_table(results))
         if is_release:
-            from hf_ssl.hub.release import write_card
+            from hf_ssl.hub.card import write_card
 
             write_card(folder)
+        logging.getLogger("hf_ssl").info("The results are in %s", args["output_dir"])
     state.destroy_process_group()
 
 

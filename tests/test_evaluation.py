@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -29,6 +31,7 @@ from hf_ssl.data.images import image_processor
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import (
     LabelledRows,
+    WordVectors,
     balanced_subset,
     checksum,
     evaluate_images,
@@ -38,6 +41,8 @@ from hf_ssl.evaluation import (
     knn_predict,
     linear_probe,
     load_encoder,
+    low_label,
+    pictures,
     pixel_encoder,
     random_encoder,
     results_table,
@@ -46,6 +51,9 @@ from hf_ssl.evaluation.encoders.images import labelled_images
 from hf_ssl.evaluation.features import take_samples
 from hf_ssl.evaluation.protocols.fine_tune import LAYER_DECAY, Classifier, parameter_groups
 from hf_ssl.evaluation.protocols.linear_probe import _train, standardiser
+from hf_ssl.evaluation.protocols.logistic_regression import cross_validated_accuracy
+from hf_ssl.evaluation.protocols.words import save_word_map
+from hf_ssl.evaluation.results import evaluations
 
 ROOT = Path(__file__).parents[1]
 VIT = {
@@ -293,6 +301,56 @@ def test_samples_are_drawn_from_the_whole_data():
     assert len(list(take_samples(data.to_iterable_dataset(), 30, seed=0))) == 30
 
 
+def test_features_that_are_not_finite_are_left_out_counted_or_refused(release, dataset_folder, tmp_path, caplog):
+    """One such row among many brings a probe to chance."""
+    train, labels = noisy_classes(60, 0)
+    for what in (float("nan"), float("inf")):
+        bad = train.clone()
+        bad[7, 3] = what
+        for one, other in ((bad, train), (train, bad)):
+            for protocol in (
+                lambda a, b: linear_probe(a, labels, b, labels),
+                lambda a, b: knn_predict(a, labels, b),
+                lambda a, b: low_label(a, labels, b, labels),
+            ):
+                with pytest.raises(
+                    InputError, match=r"1 of 60 rows of the (training|test) features are not finite \(row 7\)"
+                ):
+                    protocol(one, other)
+        with pytest.raises(InputError, match=r"training features are not finite \(row 7\)"):
+            cross_validated_accuracy(bad, labels)
+
+    encoder, data = load_encoder(release), noisy_images(20)
+    limit = sorted(extract(encoder, data).features[:, 0].tolist())[-3]
+
+    class Overflowing(type(encoder)):
+        def __call__(self, inputs):
+            features = super().__call__(inputs)
+            return features.where(features[:, :1] <= limit, torch.inf)
+
+    overflowing = Overflowing(**{field.name: getattr(encoder, field.name) for field in fields(encoder)})
+    found = extract(overflowing, data, batch_size=8)
+    whole = extract(encoder, data)
+    assert found.not_finite == 2 and torch.equal(found.rows, whole.rows[whole.features[:, 0] <= limit])
+    torch.testing.assert_close(found.features, whole.features[found.rows], atol=1e-6, rtol=1e-6)
+    left_out = sorted(set(range(20)) - set(found.rows.tolist()))
+    assert (
+        f"2 images were left out, since their features are not finite: rows {left_out[0]}, {left_out[1]}"
+        in caplog.text
+    )
+    limit = -torch.inf
+    with pytest.raises(InputError, match="gives features that are not finite for each of the 20 rows"):
+        extract(overflowing, data)
+
+    model = ViTModel.from_pretrained(release)
+    model.pooler.dense.weight.data[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(
+        InputError, match=r"broken' has values that are not finite in the weight 'pooler.dense.weight'"
+    ):
+        evaluate_images(tmp_path / "broken", str(dataset_folder), protocols=["knn"], baselines=False)
+
+
 def test_a_backbone_that_changes_is_noticed(release):
     encoder = load_encoder(release)
     with pytest.raises(AssertionError, match="ViTModel changed"), frozen(encoder.model):
@@ -367,18 +425,66 @@ def test_evaluate_images_writes_results_pictures_and_table(release, dataset_fold
     assert results_table(results).splitlines()[2].startswith("| Raw pixels | ")
 
 
-def test_a_later_evaluation_keeps_the_results_of_the_same_settings(release, dataset_folder, tmp_path, caplog):
-    how = {"output_dir": tmp_path, "baselines": False}
-    for protocols in (["linear_probe"], ["knn"], ["linear_probe"]):
-        results = evaluate_images(release, str(dataset_folder), protocols=protocols, **how)
-    assert set(results["results"]["pretrained"]) == {"knn", "linear_probe"} and not caplog.records
-    file = tmp_path / "eval_results.json"
+def test_results_are_kept_by_data_rows_and_settings(release, dataset_folder, tmp_path):
+    """Numbers complete those of the same rows and settings; a sample, other data and other settings stand beside them, and
+    their pictures too."""
+    out, file = tmp_path / "out", tmp_path / "out/eval_results.json"
+    how = {"output_dir": out, "baselines": False}
+
+    def run(*protocols, model=release, data=dataset_folder, **more):
+        return evaluate_images(model, str(data), protocols=protocols, **how | more)
+
+    def kept():
+        """(data, rows, columns, pictures) of each evaluation."""
+        return [
+            (
+                Path(each["dataset"]["name"]).name,
+                each["settings"]["max_samples"],
+                list(each["results"]["pretrained"]),
+                each["pictures"],
+            )
+            for each in evaluations(file)
+        ]
+
+    run("knn", "neighbours", max_samples=20)
+    sample = evaluations(file)[0]
+    run("knn")  # the whole comes before the sample that was first
+    moved = tmp_path / "moved"
+    shutil.copytree(release, moved)
+    results = run("logistic_regression", "neighbours", model=moved)  # the same weights
+    assert set(results["results"]["pretrained"]) == {"knn", "logistic_regression"}
+    noisy_images(30, seed=9).to_parquet(tmp_path / "other/train.parquet")
+    run("knn", data=tmp_path / "other", test_split="train")
+    whole = (dataset_folder.name, None, ["knn", "logistic_regression"], ["images/neighbours_2.png"])
+    few = (dataset_folder.name, 20, ["knn"], ["images/neighbours.png"])
+    assert kept() == [whole, few, ("other", None, ["knn"], [])]
+    assert evaluations(file)[1] == sample
+    run("knn", seed=1)
     written = json.loads(file.read_text())
-    written["settings"]["linear_probe"]["epochs"] = 12345
+    written["settings"]["knn"]["k"] = 12345
     file.write_text(json.dumps(written))
-    results = evaluate_images(release, str(dataset_folder), protocols=["linear_probe"], **how)
-    assert set(results["results"]["pretrained"]) == {"linear_probe"}
-    assert "made with other settings of linear_probe give way" in caplog.text
+    run("knn")  # with another k than the first one had
+    assert [entry[2] for entry in kept()] == [whole[2], ["knn"], ["knn"], ["knn"], ["knn"]]
+    assert not list(out.glob(".drawn*"))
+
+
+def test_a_dollar_in_a_name_is_a_letter_and_no_picture_costs_the_numbers(tmp_path, caplog):
+    features, labels = torch.randn(12, 1, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
+    names, grey = ["$\\frac{$", "a$b_{$"], [torch.zeros(1, 4, 4, dtype=torch.uint8)] * 2
+    words = WordVectors(
+        [f"$w_{{{i}$" for i in range(9)], torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    )
+    drawings = {
+        "tsne": lambda path: pictures.save_tsne(path, features, labels, names),
+        "neighbours": lambda path: pictures.save_neighbours(
+            path, grey, labels[:2], [grey, grey], labels[:4].view(2, 2), names
+        ),
+        "word_map": lambda path: save_word_map(path, words),
+    }
+    pictures.draw_all(tmp_path, drawings)
+    assert {path.stem for path in (tmp_path / "images").iterdir()} == set(drawings) and not caplog.records
+    pictures.draw_all(tmp_path, {"one": lambda path: pictures.save_tsne(path, features[:1], labels[:1], names)})
+    assert "The picture 'one' could not be drawn: t-SNE needs at least 3 rows, found 1." in caplog.text
 
 
 def test_bad_requests_are_said_in_one_sentence(release, dataset_folder):

@@ -27,7 +27,7 @@ from hf_ssl.evaluation.protocols.phones import Utterance, accuracies, find_segme
 from hf_ssl.evaluation.protocols.speakers import Speakers
 from hf_ssl.evaluation.protocols.supervised import Supervised, train_network
 from hf_ssl.evaluation.sources import Source
-from hf_ssl.hub.release import CARDS, _eval_results
+from hf_ssl.hub.card import CARDS, _eval_results
 
 RATE = 16_000
 BRIEF = {"min_steps": 300}
@@ -236,7 +236,7 @@ def test_evaluate_py_takes_speech(wav2vec2, tones, tmp_path):
     assert told["broken_audios"] == 2 and told["train_rows"] == told["train_utterances"] == 23 and told["classes"] == 2
     assert "frames" in results["settings"]["phones"] and "optimizer" in results["settings"]["linear_probe"]
     assert (tmp_path / "images/tsne.png").is_file()
-    entry = _eval_results(results, "audio")[0]
+    entry = _eval_results([results], "audio")[0]
     assert (entry.task_type, entry.metric_type) == ("audio-classification", "accuracy")
     for arguments, message in (
         (["--text_column", "title"], "The argument --text_column is not for an encoder of audios"),

@@ -147,6 +147,18 @@ def test_recall_equals_a_slow_loop_and_a_tie_is_missed():
     assert (best_rank(collapsed[:7], one) == 6).all()  # whoever sees no difference has found nothing
 
 
+@pytest.mark.parametrize("candidates", [2, 6, 40])
+def test_a_collapsed_encoder_finds_nothing(candidates):
+    """All features alike, but for what batches round: no right one is nearer than the others."""
+    generator = torch.Generator().manual_seed(candidates)
+    images, texts = 1 + 1e-7 * torch.randn(2, candidates, 16, generator=generator)
+    pairs = torch.arange(candidates)[:, None].expand(-1, 2)
+    assert set(recalls(images, texts, pairs).values()) == {0.0}
+    images[1, 1] = torch.nan  # which is no nearer than anything, and would come first
+    with pytest.raises(InputError, match=r"rows of the image features are not finite \(row 1\)"):
+        recalls(images, texts, pairs)
+
+
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_recalls_of_both_ways_in_chunks(monkeypatch, chunk):
     monkeypatch.setattr(retrieval_module, "CHUNK", chunk)
@@ -363,6 +375,11 @@ def test_bad_requests_are_said_in_one_sentence(clip, pairs_folder, tmp_path):
         (clip, {"prompts": ["{}"], "class_texts": "caption"}, "prompts and class_texts 'caption' both describe"),
         (clip, {"class_texts": "title"}, "class_texts 'title' is no column of the training part: found"),
         (clip, {"text_column": "title"}, "text_column 'title' is not in the data set"),
+        (
+            clip,
+            {"text_column": "label"},
+            "text_column 'label' holds 1: expected a text, or a list of texts, in each row",
+        ),
         (clip, {"dataset_name": str(tmp_path / "numbers")}, "holds numbers without names, which zero_shot needs"),
         (clip, {"dataset_name": str(tmp_path / "nothing")}, "text_column 'caption' holds no text in the 2 test rows"),
         (

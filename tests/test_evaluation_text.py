@@ -51,7 +51,7 @@ from hf_ssl.evaluation import (
 )
 from hf_ssl.evaluation.encoders.text import text_and_label
 from hf_ssl.evaluation.protocols.fine_tune_text import TASKS, HeadOnFeature, NativeClassifier, _classifier, _scores
-from hf_ssl.hub.release import CARDS, _eval_results
+from hf_ssl.hub.card import CARDS, _eval_results
 
 SOURCES = ("kjv", "python", "factbook")
 SIZES = {
@@ -343,7 +343,7 @@ def test_a_protocol_brings_its_columns_rows_and_units(bert, monkeypatch, tmp_pat
     assert results_table(results).splitlines()[0] == "| | mlm loss (nats) |"
     assert "| Unigrams | 6.000 |" in results_table(results)
     assert results["settings"]["masked_words"] == {"probability": 0.15}
-    (entry,) = _eval_results(results, "text")
+    (entry,) = _eval_results([results], "text")
     assert (entry.metric_type, entry.task_type, entry.metric_value) == ("loss", "fill-mask", 6.25)
     assert entry.metric_name == "loss of masked words (nats)" and entry.dataset_name == "hf_ssl/samples/text"
 

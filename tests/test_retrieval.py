@@ -92,6 +92,25 @@ def test_cross_validation_scores_rows_that_were_not_fitted():
         cross_validated_accuracy(features[:104], torch.tensor([0] * 100 + [1] * 4))
 
 
+def test_equals_up_to_rounding_share_and_what_is_not_finite_is_refused():
+    """The same sentence may come from two batches, which round otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 1e-7 * torch.randn(30, 6, 8, generator=generator)
+    sentences, guesses = torch.ones(30, 6, 8) + noise, torch.ones(30, 5, 1, 8)
+    present = torch.ones(30, 6, dtype=torch.bool)
+    assert retrieval_accuracy(sentences, guesses, present) == pytest.approx([0.01])
+    sentences[3, 2, 1] = torch.nan
+    with pytest.raises(InputError, match=r"1 of 180 rows of the sentences are not finite \(row 20\)"):
+        retrieval_accuracy(sentences, guesses, present)
+
+
+def test_cross_validation_of_few_rows():
+    features = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    assert 0 <= cross_validated_accuracy(features, torch.arange(200) % 20) < 0.3  # ten of each of 20 classes
+    with pytest.raises(InputError, match="needs rows of at least two classes, found 1 in the training part"):
+        cross_validated_accuracy(features, torch.full((200,), 7))
+
+
 def test_bad_input_is_one_sentence(release):
     with pytest.raises(InputError, match="needs more than 100 sentences in documents of two or more, found 2"):
         sentence_windows(load_text_encoder(release).processor, ["aa\nbb", "", None])

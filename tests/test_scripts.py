@@ -200,7 +200,7 @@ def test_moco_from_any_encoder_leaves_a_native_release(pictures, tmp_path):
     arguments = ["--dataset_name", pictures, "--image_size", 32, "--per_device_train_batch_size", 32]
     arguments += ["--config_overrides", "queue_size=64", "--backbone", tmp_path / "resnet"]
     code, out, err = run("pretrain_moco.py", *arguments, "--output_dir", folder, "--max_steps", 3)
-    assert code == 0 and "| Pretrained |" in out, err
+    assert code == 0 and "| Pretrained |" in out and f"The release is in {folder}" in err, err
     card = (folder / "README.md").read_text()
     assert "images/views.png" in card and (folder / "images/views.png").is_file() and "{{" not in card
     run_plain(WITHOUT_HF_SSL, folder, "plain", "ResNetModel")

@@ -9,7 +9,7 @@ import torch
 
 from ..evaluation import Metric
 from ..hub import verify
-from ..hub.release import CARDS
+from ..hub.card import CARDS
 from ..methods import METHODS
 from ..training.arguments import check_known
 

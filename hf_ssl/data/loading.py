@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import fsspec
+import yaml
 from datasets import Dataset, IterableDataset
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import DatasetCard
@@ -175,6 +176,8 @@ def reason(error):
     while error.__cause__ is not None and not isinstance(error, DataError):
         error = error.__cause__
     text = " ".join(str(error).strip().split("\n")[:2]).rstrip(".") or type(error).__name__
+    if isinstance(error, yaml.YAMLError):
+        return f"the metadata of its README.md are no YAML ({text}): put values with a colon in quotes"
     if "corresponds to no data" in text:
         return "the data set is empty: found 0 rows, expected at least 1"
     if "don't share the same prefix or the same types" in text:

@@ -1,6 +1,6 @@
 """Evaluation of speech encoders: speakers and phones, MFCC as a baseline, the network trained with labels as a summit."""
 
-from pathlib import Path
+from functools import partial
 
 from ..data.audio import SPEAKER_COLUMNS
 from . import pictures
@@ -56,7 +56,7 @@ def evaluate_audio(
         data,
         source,
         protocols,
-        draw=lambda features: _draw(features, protocols, data, seed, output_dir),
+        draw=lambda features: _pictures(features, protocols, data, seed),
         extra=extra,
         metrics=named_after(METRICS, data.label_column) if data else None,
         output_dir=output_dir,
@@ -73,14 +73,13 @@ def load_recordings(source, label_column=None):
     return Splits(*splits, columns, label_column, names, source.description | found)
 
 
-def _draw(features, protocols, data, seed, output_dir):
-    """Save the asked pictures; the names of the files."""
-    if "tsne" not in protocols:
-        return []
+def _pictures(features, protocols, data, seed):
+    """The asked pictures: {name: function of a path}."""
     test = features["pretrained"][1]
-    path = Path(output_dir) / "images/tsne.png"
-    pictures.save_tsne(path, test.features, test.labels, data.names, seed, "utterance")
-    return ["images/tsne.png"]
+    tsne = partial(
+        pictures.save_tsne, features=test.features, labels=test.labels, names=data.names, seed=seed, kind="utterance"
+    )
+    return {"tsne": tsne} if "tsne" in protocols else {}
 
 
 __all__ = ["PROTOCOLS", "evaluate_audio", "load_recordings"]

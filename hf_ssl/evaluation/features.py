@@ -18,17 +18,21 @@ from .processes import process_state
 logger = logging.getLogger(__name__)
 
 STREAM_BUFFER = 10_000  # rows shuffled together when max_samples cuts a stream
+NAMED = 5  # rows that a message names
+CHUNK = 65_536  # rows that are looked at together
 
 
 class Features(NamedTuple):
     """features (M, D) float32, labels (M,) int64, rows (M,) int64, where each stands in the data; all on the CPU.
-    skipped: the number of broken rows; too_long: of rows cut to fit. On processes other than the main one M is 0."""
+    skipped: the number of broken rows; too_long: of rows cut to fit; not_finite: of rows whose features are not, and which
+    were left out. On processes other than the main one M is 0."""
 
     features: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
     skipped: int
     too_long: int = 0
+    not_finite: int = 0
 
 
 @torch.no_grad()
@@ -36,9 +40,9 @@ def extract(encoder, data, columns=(), label_column=None, batch_size=None, descr
     """The features of each row of `data` (a Dataset or a stream), in its order. encoder: as encoders/loading.py describes.
 
     Batch b is made by process b modulo the number of processes, so it holds the same rows, and gives the same numbers,
-    on any number of processes. All are gathered on the main one. Broken rows are skipped and counted. labelled: else
-    `data` and `columns` are taken as they are, and labels are -1. Raises InputError if a column is missing, a row has no
-    label, or no row can be read.
+    on any number of processes. All are gathered on the main one. Broken rows, and those whose features are not finite, are
+    left out and counted. labelled: else `data` and `columns` are taken as they are, and labels are -1. Raises InputError if a
+    column is missing, a row has no label, or no row can be read or has finite features.
     """
     state = process_state()
     if labelled:
@@ -52,30 +56,34 @@ def extract(encoder, data, columns=(), label_column=None, batch_size=None, descr
     size = (total or 64 * batch_size) if state.is_main_process else 0
     features, labels, rows = torch.empty(size, width), *torch.empty(2, size, dtype=torch.int64)
     filled = skipped = too_long = 0
+    any_kept, not_finite = False, []  # the second: rows
     progress = tqdm(total=total, unit=encoder.unit, desc=description, disable=not state.is_main_process)
     with ThreadPoolExecutor() as threads:
         for start, batch in _own_batches(data, batch_size, state):
             items = list(threads.map(encoder.read, *(batch.get(name, []) for name in columns)))
             good = [i for i, item in enumerate(items) if item is not None]
-            # `gather` wants equal sizes: the end of a shorter batch is padding, marked by row -1
+            # `gather` wants equal sizes: the end of a shorter batch is padding, marked by row -1; -2 - row is not finite
             own = torch.zeros(batch_size, width, device=state.device)
             own_labels, own_rows = torch.full((2, batch_size), -1, device=state.device)
             counts = torch.tensor([len(items), len(items) - len(good), 0], device=state.device)
             if good:
                 readable = [items[i] for i in good]
-                own[: len(good)] = encoder(encoder.preprocess(readable, state.device))
+                own[: len(good)] = found = encoder(encoder.preprocess(readable, state.device))
                 if labelled:
                     labels_read = checked_labels([batch[label_column][i] for i in good], label_column)
                     own_labels[: len(good)] = torch.tensor(labels_read)
-                own_rows[: len(good)] = torch.tensor(good) + start
+                numbers = torch.tensor(good, device=state.device) + start
+                own_rows[: len(good)] = torch.where(found.isfinite().all(1), numbers, -2 - numbers)
                 counts[2] = encoder.too_long(readable)
             own, own_labels, own_rows, counts = gather((own, own_labels, own_rows, counts))
             seen, broken, cut = counts.reshape(-1, 3).sum(0).tolist()
             progress.update(seen)
             skipped, too_long = skipped + broken, too_long + cut
+            kept = own_rows >= 0
+            any_kept |= bool(kept.any())
+            not_finite += (-2 - own_rows[own_rows < -1]).tolist()
             if not state.is_main_process:
                 continue
-            kept = own_rows >= 0
             end = filled + int(kept.sum())
             if end > len(labels):
                 features, labels, rows = (torch.cat([t, torch.empty_like(t)]) for t in (features, labels, rows))
@@ -85,7 +93,16 @@ def extract(encoder, data, columns=(), label_column=None, batch_size=None, descr
     progress.close()
     if skipped:
         logger.warning("%d %ss could not be decoded and were left out%s.", skipped, encoder.kind, _because(encoder))
-    return Features(features[:filled], labels[:filled], rows[:filled], skipped, too_long)
+    if not_finite and not any_kept:
+        check_weights(encoder)
+        raise InputError(
+            f"'{encoder.name}' gives features that are not finite for each of the {len(not_finite)} rows."
+        )
+    if not_finite:
+        first = ", ".join(map(str, sorted(not_finite)[:NAMED])) + ("" if len(not_finite) <= NAMED else " ...")
+        what = "%d %ss were left out, since their features are not finite: rows %s"
+        logger.warning(f"{what} of %s.", len(not_finite), encoder.kind, first, description or "the data")
+    return Features(features[:filled], labels[:filled], rows[:filled], skipped, too_long, len(not_finite))
 
 
 def first_items(encoder, data, columns, count):
@@ -112,6 +129,29 @@ def take_samples(data, count, seed):
     return data.select(order[:count].sort().values.tolist())
 
 
+def check_finite(what, features):
+    """Raise InputError if rows of (N, D) `features`, which the message calls `what`, hold NaN or infinite values: one such
+    row is enough to bring probes to chance."""
+    bad = [~part.isfinite().flatten(1).all(1) for part in features.split(CHUNK)]
+    rows = torch.cat(bad).nonzero()[:, 0].tolist() if bad else []
+    if rows:
+        first = ", ".join(map(str, rows[:NAMED])) + ("" if len(rows) <= NAMED else " ...")
+        raise InputError(
+            f"{len(rows)} of {len(features)} rows of the {what} are not finite (row {first}): leave such rows out, as "
+            "`extract` does."
+        )
+
+
+def check_weights(encoder):
+    """Raise InputError that names the first weight of an encoder that holds NaN or infinite values."""
+    for name, weight in encoder.model.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"'{encoder.name}' has values that are not finite in the weight '{name}': it is damaged, or its training "
+                "diverged; choose another checkpoint."
+            )
+
+
 def checksum(model):
     """A digest of all parameters and buffers, bit by bit."""
     digest = hashlib.blake2b(digest_size=16)
@@ -123,9 +163,9 @@ def checksum(model):
 
 @contextmanager
 def frozen(model):
-    """Asserts that the block leaves every parameter and buffer as it was, else a probe is void."""
+    """Asserts that the block leaves every parameter and buffer as it was, else a probe is void; gives their digest."""
     before = checksum(model)
-    yield
+    yield before
     if checksum(model) != before:
         raise AssertionError(f"{type(model).__name__} changed during a frozen-feature protocol.")
 
@@ -159,6 +199,8 @@ def checked_labels(labels, label_column):
 
 __all__ = [
     "Features",
+    "check_finite",
+    "check_weights",
     "checked_labels",
     "checksum",
     "extract",

@@ -1,7 +1,6 @@
 """Evaluation of image encoders: their data, raw pixels as a baseline, and the pictures."""
 
 from functools import partial
-from pathlib import Path
 
 from . import pictures
 from .encoders.images import decode_rows, first_images, image_and_label, labelled_images, load_encoder, pixel_encoder
@@ -59,7 +58,7 @@ def run_image_protocols(
         data,
         source,
         protocols,
-        draw=lambda features: _draw(encoder, features, protocols, data, source.seed, output_dir),
+        draw=lambda features: _pictures(encoder, features, protocols, data, source.seed),
         tuner=lambda: _tuner(encoder, data, epochs, source.seed),
         extra=extra,
         fractions=fractions,
@@ -86,25 +85,24 @@ def _tuner(encoder, data, epochs, seed):
     return lambda each, fraction: {"": tune(each, fraction=fraction)}
 
 
-def _draw(encoder, features, protocols, data, seed, output_dir):
-    """Save the asked pictures; the names of the files."""
-    drawn = []
-    if "neighbours" in protocols:
-        train, test = features["pretrained"]
+def _pictures(encoder, features, protocols, data, seed):
+    """The asked pictures: {name: function of a path}."""
+    train, test = features["pretrained"]
+
+    def neighbours(path):
         queries = pictures.choose_queries(test.labels, seed)
         found = pictures.neighbour_rows(train.features, test.features, queries)  # (Q, n)
         images = decode_rows(data.test, *data.columns, encoder.channels, test.rows[queries].tolist())
         flat = decode_rows(data.train, *data.columns, encoder.channels, train.rows[found.flatten()].tolist())
         n = found.shape[1]
-        drawn.append("images/neighbours.png")
         near = [flat[i : i + n] for i in range(0, len(flat), n)]
-        path = Path(output_dir) / drawn[-1]
         pictures.save_neighbours(path, images, test.labels[queries], near, train.labels[found], data.names)
-    if "tsne" in protocols:
-        test = features["pretrained"][1]
-        drawn.append("images/tsne.png")
-        pictures.save_tsne(Path(output_dir) / drawn[-1], test.features, test.labels, data.names, seed)
-    return drawn
+
+    def tsne(path):
+        pictures.save_tsne(path, test.features, test.labels, data.names, seed)
+
+    drawings = {"neighbours": neighbours, "tsne": tsne}
+    return {name: drawings[name] for name in drawings if name in protocols}
 
 
 __all__ = ["PROTOCOLS", "evaluate_images", "load_images", "run_image_protocols"]

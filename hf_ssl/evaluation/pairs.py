@@ -63,6 +63,10 @@ class PairSource(Source):
                 images = self._image_features(encoder, ROWS[row])
                 data = datasets.Dataset.from_dict({"text": texts})
                 described = extract(encoder.texts, data, ("text",), description=f"{ROWS[row]}, texts", labelled=False)
+                if described.not_finite:  # each text has its number
+                    raise InputError(
+                        f"'{encoder.name}' gives {described.not_finite} texts features that are not finite."
+                    )
                 if process_state().is_main_process:
                     yield row, images, described
 

@@ -1,30 +1,47 @@
 """Pictures for the card: loss, reconstructions, views, nearest neighbours and t-SNE. matplotlib and scikit-learn are
 imported when one is drawn."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..errors import InputError
 from .encoders.images import first_images
 from .protocols.knn import nearest
 from .protocols.low_label import balanced_subset
 
+logger = logging.getLogger(__name__)
 QUERIES, NEIGHBOURS = 8, 10
 TSNE_POINTS, TSNE_PCA, PERPLEXITY = 2000, 50, 30.0  # 50 dimensions and perplexity 30: van der Maaten and Hinton 2008
 RIGHT, WRONG = "#2e9e4f", "#d0342c"
+
+
+def draw_all(folder, drawings):
+    """Save {name: function of a path} as images/<name>.png in `folder`. A picture that cannot be drawn is named in the log:
+    none is worth the numbers or the weights that it stands beside."""
+    for name, draw in drawings.items():
+        path = Path(folder) / "images" / f"{name}.png"
+        try:
+            draw(path)
+        except Exception as error:
+            path.unlink(missing_ok=True)
+            logger.warning(
+                "The picture '%s' could not be drawn: %s.", name, str(error).strip().rstrip(".").split("\n")[0]
+            )
 
 
 def save_loss(history, path):
     """The loss over the steps. history: the log entries of a run; nothing is drawn if there are none."""
     if not history:
         return
-    figure, axis = _pyplot().subplots(figsize=(6, 3.5))
+    figure, axis = pyplot().subplots(figsize=(6, 3.5))
     marker = "o" if len(history) < 10 else None  # a line through one point is none
     axis.plot([entry["step"] for entry in history], [entry["loss"] for entry in history], marker=marker)
     axis.set(xlabel="step", ylabel="loss")
     axis.grid(alpha=0.3)
-    _save(figure, path, bbox_inches="tight")
+    save(figure, path, bbox_inches="tight")
 
 
 def save_reconstructions(model, rows, decoder, processor, path, count=8):
@@ -68,7 +85,7 @@ def save_neighbours(path, query_images, query_labels, neighbour_images, neighbou
 
     query_images: Q uint8 (C, H, W), neighbour_images: Q lists of them. query_labels: (Q,), neighbour_labels: (Q, n).
     """
-    plt = _pyplot()
+    plt = pyplot()
     rows, columns = len(query_images), len(neighbour_images[0]) + 1
     widths = [1] + [0.25] + [1] * (columns - 1)  # a gap after the query
     size = (0.72 * (columns + 0.25) + 1.0, 0.76 * rows + 0.35)
@@ -84,7 +101,7 @@ def save_neighbours(path, query_images, query_labels, neighbour_images, neighbou
     axes[0, 2].set_title("nearest training images, nearest first", fontsize=8, loc="left")
     left = 1.1 / figure.get_figwidth()
     figure.subplots_adjust(left=left, right=0.99, top=0.93, bottom=0.02, wspace=0.08, hspace=0.08)
-    _save(figure, path)
+    save(figure, path)
 
 
 def save_tsne(path, features, labels, names=None, seed=0, kind="image"):
@@ -92,13 +109,17 @@ def save_tsne(path, features, labels, names=None, seed=0, kind="image"):
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    plt = _pyplot()
+    plt = pyplot()
     rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:TSNE_POINTS]
     points, classes = features[rows].numpy(), labels[rows].numpy()
+    if len(points) < 3:
+        raise InputError(f"t-SNE needs at least 3 rows, found {len(points)}")
     if points.shape[1] > TSNE_PCA and len(points) > TSNE_PCA:
         points = PCA(TSNE_PCA, random_state=seed).fit_transform(points)
     perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
-    points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+    points = TSNE(
+        2, perplexity=perplexity, init="pca" if points.shape[1] > 1 else "random", random_state=seed
+    ).fit_transform(points)
 
     figure, axis = plt.subplots(figsize=(7.5, 5.5))
     present = np.unique(classes)
@@ -113,7 +134,7 @@ def save_tsne(path, features, labels, names=None, seed=0, kind="image"):
         columns = 1 + (len(present) - 1) // 20
         style = {"fontsize": 8, "markerscale": 2.5, "frameon": False, "ncol": columns}
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), **style)
-    _save(figure, path, bbox_inches="tight")
+    save(figure, path, bbox_inches="tight")
 
 
 def save_captions(path, images, captions, letters=40):
@@ -121,7 +142,7 @@ def save_captions(path, images, captions, letters=40):
     right)."""
     columns, lines = 2, -(-len(images) // 2)
     size = (10, 1.3 * lines + 0.3)
-    figure, axes = _pyplot().subplots(lines, 2 * columns, figsize=size, squeeze=False, width_ratios=[1, 2.9] * columns)
+    figure, axes = pyplot().subplots(lines, 2 * columns, figsize=size, squeeze=False, width_ratios=[1, 2.9] * columns)
     for axis in axes.flat:
         axis.axis("off")
     for i, (image, texts) in enumerate(zip(images, captions, strict=True)):
@@ -132,7 +153,7 @@ def save_captions(path, images, captions, letters=40):
             text = " ".join(text.split())
             text = text if len(text) <= letters else f"{text[: letters - 3]}..."
             style = {"color": RIGHT, "weight": "bold"} if right else {"color": "black"}
-            style |= {"fontsize": 9, "va": "center", "parse_math": False, "transform": beside.transAxes}
+            style |= {"fontsize": 9, "va": "center", "transform": beside.transAxes}
             height = 1 - (place + 0.5) / max(6, len(texts))
             beside.text(0.11, height, f"{rank + 1}", ha="right", **style)
             beside.text(0.14, height, f"{cosine:.2f}  {text}", **style)
@@ -140,13 +161,16 @@ def save_captions(path, images, captions, letters=40):
     figure.suptitle(title, fontsize=9, x=0.01, y=0.995, ha="left")
     top = 1 - 0.3 / figure.get_figheight()
     figure.subplots_adjust(left=0.01, right=0.99, top=top, bottom=0.01, wspace=0.02, hspace=0.12)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib, as all pictures are drawn: to files only, since there may be no display, and with `$` as a letter, which
+    in names of classes and in words is no beginning of a formula."""
     import matplotlib
 
-    matplotlib.use("Agg")  # files only: there may be no display
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False
     import matplotlib.pyplot as plt
 
     return plt
@@ -158,12 +182,12 @@ def _to_uint8(pixel_values, mean, std):
 
 def _save_lines(path, names, lines):
     """Lines of pictures, uint8 (C, H, W) each, one below the other with its name at the left."""
-    figure, axes = _pyplot().subplots(len(lines), len(lines[0]), figsize=(len(lines[0]), 3.2), squeeze=False)
+    figure, axes = pyplot().subplots(len(lines), len(lines[0]), figsize=(len(lines[0]), 3.2), squeeze=False)
     for line_axes, name, line in zip(axes, names, lines, strict=True):
         line_axes[0].set_ylabel(name)
         for axis, image in zip(line_axes, line, strict=True):
             _show(axis, image, "white")
-    _save(figure, path, bbox_inches="tight")
+    save(figure, path, bbox_inches="tight")
 
 
 def _show(axis, image, colour):
@@ -175,15 +199,18 @@ def _show(axis, image, colour):
         side.set(color=colour, linewidth=2.5)
 
 
-def _save(figure, path, **arguments):
+def save(figure, path, dpi=100, **arguments):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, **arguments)
-    _pyplot().close(figure)
+    figure.savefig(path, dpi=dpi, **arguments)
+    pyplot().close(figure)
 
 
 __all__ = [
     "choose_queries",
+    "draw_all",
     "neighbour_rows",
+    "pyplot",
+    "save",
     "save_captions",
     "save_loss",
     "save_neighbours",

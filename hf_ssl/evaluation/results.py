@@ -1,11 +1,20 @@
 """What an evaluation finds: its metrics, its rows, the file that holds both, and the table that shows them."""
 
 import json
-import logging
+import math
+import os
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 
-logger = logging.getLogger(__name__)
+from ..training.checkpoints import write_json
+from ..training.records import plain
+
 RESULTS_FILE = "eval_results.json"
+DRAWN = {"seed", "max_samples"}  # settings of an evaluation that say which rows it takes
+DATA = {  # what tells the data of one evaluation from those of another
+    "name", "local", "config", "train_split", "test_split", "test_fraction", "group_column", "train_split_rows",
+    "test_split_rows", "passages", "max_length", "image_column", "text_columns", "audio_column", "label_column",
+}  # fmt: skip
 ROWS = {
     "chance": "Chance, or always the most frequent class",
     "raw_pixels": "Raw pixels",
@@ -45,7 +54,7 @@ def results_table(results, *others):
     columns = list(dict.fromkeys(name for numbers in reversed(rows.values()) for name in numbers))
     metrics = {name: Metric(**results["metrics"][name]) for name in columns}
     units = {name: "" if metric.unit in ("%", "") else f" ({metric.unit})" for name, metric in metrics.items()}
-    titles = [(metrics[name].title or name.replace("_", " ")) + unit for name, unit in units.items()]
+    titles = [plain(metrics[name].title or name.replace("_", " ")) + unit for name, unit in units.items()]
     lines = ["| | " + " | ".join(titles) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row in rows:
         cells = []
@@ -57,38 +66,83 @@ def results_table(results, *others):
     return "\n".join(lines)
 
 
-def merged(path, results, data_was_read=True):
-    """`results` with the numbers of an earlier evaluation of the same model on the same rows, which a new one completes, if
-    what both ran had the same settings; one that read no data completes any."""
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
-    if "metrics" not in earlier or any(earlier[key] != results[key] for key in ("model", "feature")):
-        return results
-    splits = {"name", "config", "train_split", "test_split", "passages", "max_length"}
-    splits |= {"text_columns", "audio_column", "label_column"}
-    drawn = {"seed", "max_samples"}
-    # what needs no labels does not name their column
-    both = splits & earlier["dataset"].keys() & results["dataset"].keys()
+def evaluations(path):
+    """What eval_results.json holds: a dict for each evaluation of the model, on whatever data, the one that counts first."""
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    further = found.pop("further", [])
+    return [found, *further] if "metrics" in found else []
+
+
+def keep(folder, results, drawn, data_was_read=True):
+    """Write `results` to eval_results.json beside those of other evaluations; what the one that they belong to now holds.
+
+    Numbers complete an earlier evaluation of the same model, on the same rows of the same data, if what both ran had the same
+    settings; those that read no data complete any. All others stand beside it, under "further": first the data that were
+    first evaluated on, of one data set first the evaluation of the most rows. drawn: a folder with the pictures, each of which
+    gets a name that no other evaluation's picture has, and with further files.
+    """
+    path = folder / RESULTS_FILE
     if not data_was_read:
-        own = {name: value for name, value in results["settings"].items() if name not in drawn}
+        own = {name: value for name, value in results["settings"].items() if name not in DRAWN}
         results = results | {"dataset": {}, "settings": own}
-    elif any(earlier["dataset"][key] != results["dataset"][key] for key in both):
-        return results
-    elif any(earlier["settings"].get(key) != results["settings"].get(key) for key in drawn):
-        return results
-    again = earlier["settings"].keys() & results["settings"].keys() - drawn
-    now = json.loads(json.dumps(results["settings"]))  # tuples as lists, as they are read
-    if changed := [name for name in sorted(again) if earlier["settings"][name] != now[name]]:
-        logger.warning("Results in %s that were made with other settings of %s give way.", path, ", ".join(changed))
-        return results
+    results = json.loads(json.dumps(results))  # tuples as lists, as they are read
+    others = evaluations(path)
+    earlier = next((each for each in others if _completes(results, each)), None)
+    place = others.index(earlier) if earlier else len(others)
+    others[place : place + 1] = []
+    taken = {name for each in others for name in each["pictures"]}
+    own = set(earlier["pictures"]) if earlier else set()
+    for file in sorted(path for path in drawn.rglob("*") if path.is_file()):
+        name = file.relative_to(drawn).as_posix()
+        if file.suffix == ".json":  # details, by row and by what was asked
+            _join(folder / name, json.loads(file.read_text()))
+            continue
+        free = (f"{name[:-4]}_{number}.png" if number > 1 else name for number in count(1))
+        name = next(each for each in free if each not in taken)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, folder / name)
+        own.add(name)
+    results = _joined(earlier, results) if earlier else results
+    results["pictures"] = sorted(own)
+    others.insert(place, results)
+    first = {}  # the data sets in the order in which they came
+    for each in others:
+        first.setdefault(_data_set(each), len(first))
+    others.sort(key=lambda each: (first[_data_set(each)], -(each["settings"].get("max_samples") or math.inf)))
+    write_json(path, others[0] | ({"further": others[1:]} if others[1:] else {}))
+    return results
+
+
+def _data_set(results):
+    return tuple(results["dataset"].get(key) for key in ("name", "config", "train_split", "test_split"))
+
+
+def _completes(results, earlier):
+    """Whether both are of one model, on the same rows, and nothing that both ran had other settings."""
+    same_model = earlier["model"] == results["model"] or earlier.get("weights", "") == results["weights"]
+    if not same_model or earlier["feature"] != results["feature"]:
+        return False
+    shared = earlier["settings"].keys() & results["settings"].keys()  # no rows are drawn where no data are read
+    if any(earlier["settings"][name] != results["settings"][name] for name in shared):
+        return False
+    # what needs no labels does not name their column
+    both = DATA & earlier["dataset"].keys() & results["dataset"].keys()
+    return all(earlier["dataset"][key] == results["dataset"][key] for key in both)
+
+
+def _joined(earlier, results):
     rows = in_order(earlier["results"] | results["results"])
-    return results | {
-        "settings": earlier["settings"] | results["settings"],
-        "dataset": earlier["dataset"] | results["dataset"],
-        "chosen": earlier["chosen"] | results["chosen"],
-        "results": {row: earlier["results"].get(row, {}) | results["results"].get(row, {}) for row in rows},
-        "metrics": earlier["metrics"] | results["metrics"],
-        "pictures": sorted({*earlier["pictures"], *results["pictures"]}),
-    }
+    joined = {name: earlier[name] | results[name] for name in ("settings", "dataset", "chosen", "metrics")}
+    return results | joined | {"results": _by_row(earlier["results"], results["results"], rows)}
+
+
+def _by_row(earlier, later, rows):
+    return {row: earlier.get(row, {}) | later.get(row, {}) for row in rows}
+
+
+def _join(path, details):
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, _by_row(earlier, details, earlier | details))
 
 
 def in_order(rows):
@@ -124,8 +178,9 @@ __all__ = [
     "RESULTS_FILE",
     "ROWS",
     "Metric",
+    "evaluations",
     "in_order",
-    "merged",
+    "keep",
     "metric_of",
     "named_after",
     "percent",

@@ -6,7 +6,8 @@ SETTINGS, what a reader must know to repeat it, and METRICS, a Metric for each c
 text.py or pairs.py, or, with arguments of its own, in audio.py. Every process calls it; only the main one's numbers count.
 """
 
-from contextlib import ExitStack
+import tempfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import torch
 import transformers
 
 from ..errors import InputError
-from ..training.checkpoints import write_json
-from .features import extract, frozen
+from .features import check_weights, extract, frozen
+from .pictures import draw_all
 from .processes import process_state
 from .protocols.fine_tune import SETTINGS as FINE_TUNE
 from .protocols.knn import SETTINGS as KNN
@@ -28,7 +29,7 @@ from .protocols.logistic_regression import SETTINGS as LOGISTIC_REGRESSION
 from .protocols.logistic_regression import cross_validated_accuracy
 from .protocols.low_label import SETTINGS as LOW_LABEL
 from .protocols.low_label import low_label
-from .results import RESULTS_FILE, ROWS, Metric, in_order, merged, metric_of, percent
+from .results import ROWS, Metric, in_order, keep, metric_of, percent
 from .sources import warn_of_parts
 
 SETTINGS = {
@@ -58,61 +59,87 @@ def run_protocols(
 ):  # fmt: skip
     """Run `protocols` on `encoders`, {row: encoder}, with "pretrained" among them; the results, None but on the main process.
 
-    data: Splits, None if no protocol needs labels. draw(features) saves pictures and names them. tuner() gives a function
-    of (encoder, fraction of the labels) to {end of the column's name: number}. extra: modules by the name of their
-    protocol. settings, metrics: what is added to, or stands instead of, SETTINGS and METRICS.
+    data: Splits, None if no protocol needs labels. draw(features) gives pictures, {name: function of a path that saves it}.
+    tuner() gives a function of (encoder, fraction of the labels) to {end of the column's name: number}. extra: modules by
+    the name of their protocol, whose folder for pictures is not output_dir. settings, metrics: what is added to, or stands
+    instead of, SETTINGS and METRICS.
     """
     state, extra = process_state(), extra or {}
-    encoder, numbers, chosen, drawn = encoders["pretrained"], {row: {} for row in encoders}, {}, []
-    with ExitStack() as stack:
-        for each in encoders.values():
-            stack.enter_context(frozen(each.model.to(state.device)))
-        features = {}
-        if FROZEN & set(protocols):
-            for row, each in encoders.items():
-                features[row] = [
-                    extract(each, split, data.columns, data.label_column, description=f"{ROWS[row]}, {name}")
-                    for name, split in (("train", data.train), ("test", data.test))
-                ]
-        for name in [name for name in extra if name in protocols]:
-            for row, found in extra[name].run(encoders, source, output_dir).items():
-                numbers.setdefault(row, {}).update(found)
-        if not state.is_main_process:  # all that needs every process is done
-            return None
-        if features:
-            warn_of_parts(*features["pretrained"], data.names)
-            _frozen_protocols(features, protocols, data, source.seed, numbers, chosen)
-            drawn = draw(features)
-        if "fine_tune" in protocols:
-            _fine_tune_protocol(encoders, tuner(), fractions, numbers)
+    numbers, chosen, features = {row: {} for row in encoders}, {}, {}
+    with _drawing_folder(output_dir if state.is_main_process else None) as drawn:
+        with ExitStack() as stack:
+            digests = {row: stack.enter_context(frozen(each.model.to(state.device))) for row, each in encoders.items()}
+            check_weights(encoders["pretrained"])
+            if FROZEN & set(protocols):
+                for row, each in encoders.items():
+                    features[row] = [
+                        extract(each, split, data.columns, data.label_column, description=f"{ROWS[row]}, {name}")
+                        for name, split in (("train", data.train), ("test", data.test))
+                    ]
+            for name in [name for name in extra if name in protocols]:
+                for row, found in extra[name].run(encoders, source, drawn).items():
+                    numbers.setdefault(row, {}).update(found)
+            if not state.is_main_process:  # all that needs every process is done
+                return None
+            if features:
+                warn_of_parts(*features["pretrained"], data.names)
+                _frozen_protocols(features, protocols, data, source.seed, numbers, chosen)
+                if drawn is not None:
+                    draw_all(drawn, draw(features))
+            if "fine_tune" in protocols:
+                _fine_tune_protocol(encoders, tuner(), fractions, numbers)
 
-    tables = SETTINGS | {name: module.SETTINGS for name, module in extra.items()} | (settings or {})
-    known = METRICS | {column: metric for module in extra.values() for column, metric in module.METRICS.items()}
-    known |= metrics or {}
-    description = (data.description if data else source.description) | source.found
-    if features:
-        train, test = features["pretrained"]
-        description |= {"train_rows": len(train.labels), "test_rows": len(test.labels)}
-        description |= {f"broken_{encoder.kind}s": train.skipped + test.skipped, "classes": data.classes(train, test)}
-        if encoder.kind != "image":
-            description[f"truncated_{encoder.kind}s"] = train.too_long + test.too_long
-    results = {
-        "model": encoder.name,
-        "feature": encoder.feature,
-        "dataset": description,
-        "settings": {"seed": source.seed, "max_samples": source.max_samples}
-        | {name: tables[name] for name in tables if name in protocols},
-        "chosen": chosen,
-        "results": {row: numbers[row] for row in in_order(numbers) if numbers[row]},
-        "metrics": {name: asdict(metric_of(name, known)) for found in numbers.values() for name in found},
-        "pictures": drawn,
-        "versions": {library.__name__: str(library.__version__) for library in LIBRARIES},
-    }
-    if output_dir is not None:
+        tables = SETTINGS | {name: module.SETTINGS for name, module in extra.items()} | (settings or {})
+        known = METRICS | {column: metric for module in extra.values() for column, metric in module.METRICS.items()}
+        known |= metrics or {}
+        encoder = encoders["pretrained"]
+        description = (data.description if data else source.description) | source.found
+        if features:
+            description |= _counts(encoder, data, *features["pretrained"])
+        results = {
+            "model": encoder.name,
+            "weights": digests["pretrained"],
+            "feature": encoder.feature,
+            "dataset": description,
+            "settings": {"seed": source.seed, "max_samples": source.max_samples}
+            | {name: tables[name] for name in tables if name in protocols},
+            "chosen": chosen,
+            "results": {row: numbers[row] for row in in_order(numbers) if numbers[row]},
+            "metrics": {name: asdict(metric_of(name, known)) for found in numbers.values() for name in found},
+            "pictures": [],
+            "versions": {library.__name__: str(library.__version__) for library in LIBRARIES},
+        }
+        if drawn is None:
+            return results
+        try:
+            return keep(Path(output_dir), results, drawn, source.was_read)
+        except OSError as error:
+            raise InputError(f"The results could not be written to output_dir '{output_dir}': {error}.") from error
+
+
+@contextmanager
+def _drawing_folder(output_dir):
+    """A folder of its own for the pictures of one evaluation, so that none of another is written over; None for None."""
+    if output_dir is None:
+        yield None
+        return
+    try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        results = merged(Path(output_dir) / RESULTS_FILE, results, source.was_read)
-        write_json(Path(output_dir) / RESULTS_FILE, results)
-    return results
+        folder = tempfile.TemporaryDirectory(prefix=".drawn.", dir=output_dir, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(f"output_dir '{output_dir}' cannot be written: {error.strerror}.") from error
+    with folder as name:
+        yield Path(name)
+
+
+def _counts(encoder, data, train, test):
+    """The rows that the numbers stand on, and those that were left out."""
+    counts = {"train_rows": len(train.labels), "test_rows": len(test.labels)}
+    counts |= {f"broken_{encoder.kind}s": train.skipped + test.skipped, "classes": data.classes(train, test)}
+    counts["rows_not_finite"] = train.not_finite + test.not_finite
+    if encoder.kind != "image":
+        counts[f"truncated_{encoder.kind}s"] = train.too_long + test.too_long
+    return counts
 
 
 def check_protocols(protocols, known, output_dir):

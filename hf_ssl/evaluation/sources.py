@@ -12,6 +12,7 @@ import torch
 
 from ..data.holdout import check_fraction, hold_out
 from ..data.loading import LABEL_COLUMNS, DataError, column_names, find_column, load_split, say_once
+from ..training.records import public_place
 from .features import take_samples
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Source:
     group_column: str | None = None
     label_column: str | None = None
     was_read: bool = False
+    rows: dict = field(default_factory=dict)  # of the splits that were read, all of them
     found: dict = field(default_factory=dict)
 
     def hold_out(self, test_fraction, group_column, label_column):
@@ -103,15 +105,21 @@ class Source:
     def _load(self, split):
         self.was_read = True
         options = {"sample": self.sample, "config_name": self.config_name, "streaming": self.streaming}
-        return load_split(self.dataset_name, split, **options)
+        data = load_split(self.dataset_name, split, **options)
+        if isinstance(data, datasets.Dataset):
+            self.rows[split] = len(data)
+        return data
 
     @property
     def description(self):
-        description = {"name": self.dataset_name, "config": self.config_name}
-        if self.test_fraction is None:
-            return description | {"train_split": self.train_split, "test_split": self.test_split}
-        held = {"test_fraction": self.test_fraction, "group_column": self.group_column}
-        return description | {"train_split": self.train_split, "test_split": self.train_split} | held
+        place = public_place(self.dataset_name)  # now, since elsewhere a folder may look like an id of the Hub
+        test_split = self.test_split if self.test_fraction is None else self.train_split
+        description = {"name": self.dataset_name, "local": place["local"], "config": self.config_name}
+        description |= {"train_split": self.train_split, "test_split": test_split}
+        if self.test_fraction is not None:
+            description |= {"test_fraction": self.test_fraction, "group_column": self.group_column}
+        counted = {"train_split_rows": self.train_split, "test_split_rows": test_split}
+        return description | {key: self.rows[split] for key, split in counted.items() if split in self.rows}
 
 
 @dataclass

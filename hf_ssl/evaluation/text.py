@@ -2,7 +2,6 @@
 
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import datasets
 import torch
@@ -90,7 +89,7 @@ def evaluate_text(
         data,
         source,
         protocols,
-        draw=lambda features: _draw(features, protocols, data, seed, output_dir),
+        draw=lambda features: _pictures(features, protocols, data, seed),
         tuner=lambda: _tuner(encoder, data, task or config_name, epochs=epochs, learning_rate=rate, seed=seed),
         extra=EXTRA,
         fractions=fine_tune_fractions,
@@ -151,13 +150,13 @@ def _labelled_texts(encoder, split, data, regression):
     return LabelledRows(texts, torch.tensor(checked_labels(labels, data.label_column)))
 
 
-def _draw(features, protocols, data, seed, output_dir):
-    """Save the asked pictures; the names of the files."""
-    if "tsne" not in protocols:
-        return []
+def _pictures(features, protocols, data, seed):
+    """The asked pictures: {name: function of a path}."""
     test = features["pretrained"][1]
-    pictures.save_tsne(Path(output_dir) / "images/tsne.png", test.features, test.labels, data.names, seed, "text")
-    return ["images/tsne.png"]
+    tsne = partial(
+        pictures.save_tsne, features=test.features, labels=test.labels, names=data.names, seed=seed, kind="text"
+    )
+    return {"tsne": tsne} if "tsne" in protocols else {}
 
 
 __all__ = ["PROTOCOLS", "evaluate_text", "load_texts"]

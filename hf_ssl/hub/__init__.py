@@ -1,7 +1,8 @@
-"""How a run is published: release.py writes the folder and its card, transfer.py speaks to the Hub, conversion/ turns the
+"""How a run is published: release.py writes the folder, card.py its card, transfer.py speaks to the Hub, conversion/ turns the
 checkpoints of a method's authors into releases."""
 
-from .release import check_arguments, check_run, finish_run, push_save, save_release, write_card
+from .card import write_card
+from .release import check_arguments, check_run, finish_run, push_save, save_release
 from .transfer import HubError, push_release, verify
 
 __all__ = [

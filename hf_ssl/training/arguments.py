@@ -1,6 +1,7 @@
 """How a run is set: the arguments of every run, of the loop, and of each kind of data."""
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 
 from accelerate.utils import LoggerType
@@ -64,6 +65,10 @@ class RunArguments:
     eval_protocols: str = field(
         default="knn,linear_probe", metadata={"help": "At the end, on the release; none: skip."}
     )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Of the weights, for the card, such as mit; none: that of the weights it begins from."},
+    )
     push_to_hub: bool = field(default=False, metadata={"help": "Publish the release as --hub_model_id."})
     hub_model_id: str | None = field(default=None, metadata={"help": "The repository on the Hub, org/name."})
     hub_private_repo: bool = field(default=False, metadata={"help": "Only those who may see the repository read it."})
@@ -89,6 +94,10 @@ class RunArguments:
         for tracker in self.report_to.split(","):
             check_known("report_to", tracker, ["none", "all", *(known.value for known in LoggerType)])
         check_known("hub_strategy", self.hub_strategy, HUB_STRATEGIES)
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise InputError(
+                f"license '{self.license}' is no name that the Hub knows: expected one such as mit or apache-2.0."
+            )
         if self.push_to_hub != bool(self.hub_model_id):
             raise InputError(
                 "push_to_hub and hub_model_id belong together: give both, --push_to_hub --hub_model_id org/name."

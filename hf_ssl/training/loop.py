@@ -29,7 +29,7 @@ from .checkpoints import (
 )
 from .health import LEAST_STEPS, representation_health, warn_if_collapsed
 from .optimizers import advance, build_optimizer, build_scheduler
-from .records import describe_run
+from .records import WEIGHTS, describe_run
 from .run_folder import claim_output_dir, claimed, record_run
 from .signals import StopSignals
 
@@ -242,7 +242,8 @@ def begin_run(accelerator, model, data, args, max_steps, unit="samples"):
     if not accelerator.is_main_process:
         return checkpoint, run, {}
     parameters = sum(p.numel() for p in model.parameters())
-    return checkpoint, run, describe_run(accelerator, args.dataset_name, data, parameters, unit)
+    begun_from = [getattr(args, name, None) for name in WEIGHTS]
+    return checkpoint, run, describe_run(accelerator, args.dataset_name, data, parameters, unit, begun_from)
 
 
 def _check_rows(accelerator, model, data):

@@ -4,6 +4,7 @@
 from them. Names of local folders stay out of what is published, and tokens out of everything.
 """
 
+import html
 import platform
 import re
 import shlex
@@ -12,17 +13,28 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from huggingface_hub import DatasetCard, get_token
+from huggingface_hub import DatasetCard, ModelCard, get_token
 
 from ..data.loading import SAMPLES
 
 # arguments that may name local files
 PLACES = ("output_dir", "dataset_name", "backbone", "vision_tower", "text_tower", "tokenizer_name")
+WEIGHTS = ("backbone", "vision_tower", "text_tower")  # those among them that may name weights of others
 LIBRARIES = ("hf_ssl", "torch", "transformers", "datasets", "accelerate")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+SECRETS = {  # what looks like a token or a password: what is left of it
+    r"\bhf_[A-Za-z0-9]{16,}": "hf_***",
+    r"\b(api_org_|gh[pousr]_|github_pat_|glpat-|xox[abpr]-)[\w-]{16,}": r"\1***",
+    r"\bsk-[\w-]{32,}": "sk-***",
+    r"\bAKIA[A-Z0-9]{16}\b": "AKIA***",
+    r"(://)[^/\s:@]+:[^/\s@]+@": r"\1***@",
+    r"(?i)([?&](?:[\w-]*token|api_?key|key|sig|[\w-]*signature|password)=)[^&\s]+": r"\1***",
+}
 
 
-def describe_run(accelerator, dataset_name, data, parameters, unit="samples"):
-    """The facts that are known before the first step. parameters: how many the model has. unit: what the run counts."""
+def describe_run(accelerator, dataset_name, data, parameters, unit="samples", begun_from=()):
+    """The facts that are known before the first step. parameters: how many the model has. unit: what the run counts.
+    begun_from: presets, or weights of others, of which the licences are told."""
     return {
         "command": [Path(sys.argv[0]).name, *(redact(argument) for argument in sys.argv[1:])],
         "versions": {"python": platform.python_version()} | _versions(),
@@ -32,11 +44,13 @@ def describe_run(accelerator, dataset_name, data, parameters, unit="samples"):
         "parameters": parameters,
         "unit": unit,
         "data": _describe_data(dataset_name, data),
+        "weights_license": sorted({licence for name in begun_from if name for licence in _weights_license(name)}),
     }
 
 
 def command_line(facts):
-    """The command as it can be typed again, without the places of local files; None if no script was run."""
+    """The command as it can be typed again, without the places of local files; None if no script was run. facts: those of
+    a `public_run`."""
     script, *arguments = facts["command"]
     if not script.startswith("pretrain_"):
         return None
@@ -44,41 +58,73 @@ def command_line(facts):
     if facts["precision"] != "fp32":
         launched += ["--mixed_precision", facts["precision"]]
     method = script.removeprefix("pretrain_").removesuffix(".py")
-    return shlex.join(["hf-ssl", "pretrain", method, *launched, *map(_public_argument, arguments)])
+    return shlex.join(["hf-ssl", "pretrain", method, *launched, *arguments])
+
+
+def places(arguments):
+    """{argument: what it names} of those of a run that may name local files, to be asked where the run starts: seen from
+    another folder, a local one may look like an id of the Hub."""
+    return {name: public_place(arguments[name]) for name in PLACES if arguments.get(name)}
 
 
 def public_run(run):
     """`run`, the content of run.json, as it is published."""
-    arguments = run["arguments"]
-    local = {name: public_name(arguments[name]) for name in PLACES if name in arguments}
-    local["resume_from_checkpoint"] = None
-    published = run | {"arguments": arguments | local}
+    known = run.get("places") or places(run["arguments"])
+    arguments = redacted(run["arguments"]) | {name: place["name"] for name, place in known.items()}
+    published = run | {"arguments": arguments | {"resume_from_checkpoint": None}, "places": known}
     if facts := run.get("facts"):
-        script, *rest = facts["command"]
-        published["facts"] = facts | {"command": [script, *map(_public_argument, rest)]}
+        script, *rest = redacted(facts["command"])
+        hidden = {run["arguments"][name]: place["name"] for name, place in known.items() if place["local"]}
+        published["facts"] = facts | {"command": [script, *(_public_argument(each, hidden) for each in rest)]}
     return published
 
 
-def public_name(name):
-    """A Hub id or preset as it is; of a local file or folder only the last part, since its place is nobody's business."""
+def public_place(name):
+    """{"name", "local"}: a Hub id or preset as it is; of a local file or folder only the last part, since its place is
+    nobody's business."""
     if not name:
-        return name
+        return {"name": name, "local": False}
     path = Path(name)
-    # a Hub id has one slash and no first or last one
-    local = path.is_absolute() or name.startswith((".", "~")) or "*" in name or name.count("/") > 1
-    return (path.name or path.resolve().name) if local or path.exists() else name
+    if path.exists() or not HUB_ID.fullmatch(name):
+        return {"name": redact(path.name or path.resolve().name), "local": True}
+    return {"name": redact(name), "local": False}
+
+
+def public_name(name):
+    return public_place(name)["name"]
 
 
 def redact(text):
     """`text` without the token of this machine and whatever else looks like one."""
     for token in filter(None, [get_token()]):
         text = text.replace(token, "hf_***")
-    return re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", text)
+    for secret, left in SECRETS.items():
+        text = re.sub(secret, left, text)
+    return text
 
 
-def _public_argument(argument):
-    """As it was typed, so that it can be typed again, but for places outside of the working folder."""
+def redacted(content):
+    """What JSON holds, `redact`ed at any depth."""
+    if isinstance(content, dict):
+        return {key: redacted(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [redacted(value) for value in content]
+    return redact(content) if isinstance(content, str) else content
+
+
+def plain(value):
+    """A name that others gave as a piece of Markdown text: in one line, with no HTML, link or border of a table in it."""
+    text = str(value).encode(errors="backslashreplace").decode()  # names of files may be no text
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(text, quote=False))
+
+
+def _public_argument(argument, hidden=()):
+    """As it was typed, so that it can be typed again, but for places outside of the working folder. hidden: {place: name} of
+    others that are not told."""
     name, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    if value in hidden:
+        return name + equals + hidden[value]
     outside = value.startswith(("/", "~", "..")) and Path(value).name
     return name + equals + (Path(value).name if outside else value)
 
@@ -114,8 +160,33 @@ def _describe_data(name, data):
         stated = DatasetCard.load(card).data.to_dict()
     except Exception:  # there is none, or no network: the model's card then says that nothing is known
         stated = {}
-    licences = stated.get("license") or []
-    return {"title": stated.get("pretty_name"), "license": [licences] if isinstance(licences, str) else licences}
+    title = stated.get("pretty_name")
+    return {"title": title if isinstance(title, str) else None, "license": _licences(stated)}
 
 
-__all__ = ["command_line", "describe_run", "public_name", "public_run", "redact"]
+def _licences(stated):
+    """Those that the metadata of a card name; YAML reads much else, such as `yes`, as no text."""
+    found = stated.get("license")
+    return [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, str) and each.strip()]
+
+
+def _weights_license(name):
+    """Of a local folder or Hub id of weights; none of a preset."""
+    try:
+        card = Path(name) / "README.md" if Path(name).exists() else name
+        return _licences(ModelCard.load(card).data.to_dict()) if "/" in str(card) else []
+    except Exception:  # as for data
+        return []
+
+
+__all__ = [
+    "command_line",
+    "describe_run",
+    "places",
+    "plain",
+    "public_name",
+    "public_place",
+    "public_run",
+    "redact",
+    "redacted",
+]

@@ -22,7 +22,7 @@ from .checkpoints import (
     step_of,
     write_json,
 )
-from .records import public_name
+from .records import places, public_name, redacted
 
 try:
     import fcntl
@@ -50,7 +50,8 @@ def claim_output_dir(accelerator, output_dir, config, args, max_steps):
 def _claim(output_dir, config, args, max_steps):
     resume_from = args.resume_from_checkpoint  # None, auto or a checkpoint folder, which may be another folder's
     home = output_dir if resume_from in (None, "auto") else Path(resume_from).resolve().parents[1]
-    run, found = {"config": full_config(config), "arguments": asdict(args)}, read_run(home / RUN_FILE)
+    run = {"config": full_config(config), "arguments": redacted(asdict(args)), "places": places(asdict(args))}
+    found = read_run(home / RUN_FILE)
     if resume_from is None:
         if found is not None:
             raise InputError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import evaluate_audio
-from hf_ssl.hub.release import write_card
+from hf_ssl.hub.card import write_card
 from hf_ssl.hub.transfer import EVAL_RESULTS
 from hf_ssl.training.checkpoints import RUN_FILE
 

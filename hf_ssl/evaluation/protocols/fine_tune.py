@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ...data.images import ImageDecoder
 from ...data.views import RandomResizedCropAndFlip
+from ...errors import InputError
 from ...methods._random import fold_in
 from ..processes import process_state
 from .low_label import balanced_subset
@@ -120,6 +121,8 @@ def _train(classifier, train, epochs, batch_size, min_steps, seed, device):
         loss.backward()
         optimizer.step()
         schedule.step()
+    if not loss.isfinite():
+        raise InputError("fine_tune: the loss is not finite at the end, so its accuracy would be that of chance.")
 
 
 @torch.no_grad()

@@ -153,6 +153,8 @@ def _train(classifier, read, train, classes, epochs, batch_size, learning_rate, 
         nn.utils.clip_grad_norm_(classifier.parameters(), MAX_NORM)
         optimizer.step()
         schedule.step()
+    if not loss.isfinite():
+        raise InputError("fine_tune: the loss is not finite at the end: lower fine_tune_learning_rate.")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ Wu et al. 2018, https://arxiv.org/abs/1805.01978. Official code: https://github.
 import torch
 from torch.nn import functional
 
+from ..features import check_finite
 from ..processes import process_state
 
 NEIGHBOURS, TEMPERATURE = 200, 0.07  # lemniscate test.py
@@ -17,6 +18,8 @@ TRAIN_CHUNK, TEST_CHUNK = 16384, 1024  # similarities held at a time
 def nearest(train_features, test_features, k, train_chunk=TRAIN_CHUNK, test_chunk=TEST_CHUNK, device=None):
     """Cosine similarity and row of the k nearest training features: (M, k) float32 and (M, k) int64, nearest first."""
     device = device or process_state().device
+    check_finite("training features", train_features)
+    check_finite("test features", test_features)
     k = min(k, len(train_features))
     similarities, indices = [], []
     for test in test_features.split(test_chunk):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from ..features import check_finite
 from ..processes import process_state
 
 EPOCHS, BATCH_SIZE, MOMENTUM = 90, 256, 0.9  # SimCLR appendix B.6; Nesterov
@@ -50,8 +51,10 @@ def linear_probe(
     train_features, train_labels, test_features, test_labels, classes=None, *,
     seed=0, epochs=EPOCHS, learning_rates=LEARNING_RATES, weight_decays=WEIGHT_DECAYS, device=None,
 ):  # fmt: skip
-    """Train a softmax layer on (N, D) features and test it on (M, D). The same seed gives the same probe."""
+    """Train a softmax layer on (N, D) features and test it on (M, D). The same seed gives the same probe. Raises InputError
+    if features are not finite."""
     device = device or process_state().device
+    check_finite("test features", test_features)
     classes = classes or int(max(train_labels.max(), test_labels.max())) + 1
     standardise = standardiser(train_features, device)
     candidates = list(itertools.product(learning_rates, weight_decays))
@@ -83,6 +86,7 @@ def linear_probe(
 
 def standardiser(features, device):
     """A function that moves a batch to the device and gives it the training set's zero mean and unit variance."""
+    check_finite("training features", features)
     mean, square = torch.zeros(2, features.shape[1], dtype=torch.float64)
     for part in features.split(CHUNK):
         mean += part.double().sum(0) / len(features)

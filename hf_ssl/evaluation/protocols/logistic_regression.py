@@ -4,7 +4,10 @@ As skip-thought vectors (Kiros et al. 2015, https://arxiv.org/abs/1506.06726) an
 MPQA. The weight of the regularisation is chosen inside of each fold, on a part of its training rows.
 """
 
+import math
+
 from ...errors import InputError
+from ..features import check_finite
 
 FOLDS = 10
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # C: the inverse weight of the regularisation
@@ -20,15 +23,20 @@ SETTINGS = {
 def cross_validated_accuracy(features, labels, seed=0):
     """The share of rows, (N, D) with labels (N,), that are told right by the classifier of the folds without them.
 
-    Raises InputError if a class has fewer rows than there are folds.
+    Raises InputError if there are no two classes, if one has fewer rows than there are folds, or if features are not finite.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, train_test_split
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    counts = labels.bincount()
-    if (few := int(counts[counts > 0].min())) < FOLDS:
+    check_finite("training features", features)
+    counts = labels.unique(return_counts=True)[1]
+    if len(counts) < 2:
+        raise InputError(
+            f"logistic_regression needs rows of at least two classes, found {len(counts)} in the training part."
+        )
+    if (few := int(counts.min())) < FOLDS:
         raise InputError(f"logistic_regression needs at least {FOLDS} rows of each class, found {few} of one.")
 
     def fitted(x, y, strength):
@@ -36,7 +44,8 @@ def cross_validated_accuracy(features, labels, seed=0):
 
     x, y, right = features.double().numpy(), labels.numpy(), 0
     for rows, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, y):
-        fit, choose = train_test_split(rows, test_size=0.1, random_state=seed, stratify=y[rows])
+        chosen_on = max(math.ceil(0.1 * len(rows)), len(counts))  # at least a row of each class
+        fit, choose = train_test_split(rows, test_size=chosen_on, random_state=seed, stratify=y[rows])
         best = max(STRENGTHS, key=lambda strength: fitted(x[fit], y[fit], strength).score(x[choose], y[choose]))  # noqa: B023
         right += int((fitted(x[rows], y[rows], best).predict(x[held_out]) == y[held_out]).sum())
     return right / len(y)

@@ -5,6 +5,7 @@ The papers use one fixed list of ImageNet files; here the subsets are drawn, and
 
 import torch
 
+from ..features import check_finite
 from .linear_probe import linear_probe
 
 FRACTIONS = (0.01, 0.1)
@@ -26,6 +27,7 @@ def balanced_subset(labels, fraction, seed):
 
 def low_label(train_features, train_labels, test_features, test_labels, classes=None, *, fractions=FRACTIONS, seed=0):
     """{fraction: accuracy of the linear probe on it, the mean over DRAWS subsets}."""
+    check_finite("training features", train_features)  # whichever rows are drawn
     accuracies = {}
     for fraction in fractions:
         probes = []

@@ -16,11 +16,13 @@ from ...data.text import text_rows
 from ...errors import InputError
 from ...methods import CPCTextForPreTraining
 from ..encoders.loading import load_weights, locate
+from ..features import check_finite
 from ..processes import process_state
 from ..results import Metric, percent
 
 CANDIDATES = 100
 SENTENCES, MAX_WORDS = 8, 64  # of a window, of a sentence
+ROUNDING = 1e-6  # of the largest score: the same sentence may be encoded in two batches
 STEPS = 3  # of which there is a column each; as many as the paper predicts
 SETTINGS = {
     "candidates": f"the sentence and {CANDIDATES - 1} drawn evenly from all sentences of the test split: chance is 1%",
@@ -101,10 +103,13 @@ def retrieval_accuracy(sentences, predictions, present, seed=0, candidates=CANDI
     n equals each has a share of 1 / n.
 
     sentences: (N, S, D), predictions: (N, S - K, K, D), present: (N, S), as the function `predictions` gives them. The
-    candidates are drawn anew for each prediction, and are other sentences than the true one.
+    candidates are drawn anew for each prediction, and are other sentences than the true one. Raises InputError if sentences or
+    predictions are not finite.
     """
     (contexts, steps), generator = predictions.shape[1:3], torch.Generator().manual_seed(seed)
     pool = sentences[present]  # (M, D)
+    check_finite("sentences", pool)
+    check_finite("predictions", predictions.flatten(0, 2))
     number = torch.full(present.shape, -1, device=present.device)
     number[present] = torch.arange(len(pool), device=present.device)
     accuracies = []
@@ -119,8 +124,8 @@ def retrieval_accuracy(sentences, predictions, present, seed=0, candidates=CANDI
         for query, first, rest in zip(asked.split(256), true.split(256), others.split(256), strict=True):
             # with all sentences at once: cheaper than to gather the candidates' vectors
             scores = (query @ pool.T).gather(1, torch.cat([first[:, None], rest], 1))
-            best = scores.amax(1, keepdim=True)
-            right += float(((scores[:, :1] == best) / (scores == best).sum(1, keepdim=True)).sum())
+            best = scores.amax(1, keepdim=True) - ROUNDING * scores.abs().amax(1, keepdim=True)
+            right += float(((scores[:, :1] >= best) / (scores >= best).sum(1, keepdim=True)).sum())
         accuracies.append(right / len(true))
     return accuracies
 

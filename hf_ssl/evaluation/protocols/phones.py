@@ -177,14 +177,19 @@ def score_frames(
 
 @torch.no_grad()
 def labelled_frames(encoder, utterances, description=None):
-    """((M, D) float32, (M,) int64): the frames that a segment covers, and their classes, on the CPU."""
-    device, frames, labels = process_state().device, [], []
+    """((M, D) float32, (M,) int64): the finite frames that a segment covers, and their classes, on the CPU."""
+    device, frames, labels, not_finite = process_state().device, [], [], 0
     for utterance in tqdm(utterances, unit=encoder.unit, desc=description):
         [values] = encoder.preprocess([utterance.waveform], device)
         found = encoder.frames(values[None])[0].cpu()
         classes = utterance.at(encoder.centres(len(found)))
-        frames.append(found[classes >= 0])
-        labels.append(classes[classes >= 0])
+        finite = found.isfinite().all(1)
+        not_finite += int((~finite).sum())
+        kept = (classes >= 0) & finite
+        frames.append(found[kept])
+        labels.append(classes[kept])
+    if not_finite:
+        logger.warning("%d frames were left out, since their features are not finite (%s).", not_finite, description)
     return torch.cat(frames), torch.cat(labels)
 
 

@@ -6,7 +6,6 @@ any of the right ones counts. As in CLIP (Radford et al. 2021, https://arxiv.org
 
 import hashlib
 import logging
-from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -15,6 +14,7 @@ from ...data.pairs import captions
 from ...errors import InputError
 from .. import pictures
 from ..encoders.images import decode_rows
+from ..features import check_finite
 from ..results import Metric, percent
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ METRICS = {
     for k in RANKS
 }
 CHUNK = 1024  # queries that are compared with all candidates at a time
+ROUNDING = 1e-6  # of cosines: texts that are cut to the same tokens tie, in whatever batches they were encoded
 SHOWN, TOP = 8, 5  # images of the picture, texts beside each
 
 
@@ -60,16 +61,8 @@ def run(encoders, source, output_dir):
                 "broken_images": images.skipped,
             }
             if output_dir is not None:
-                _draw(
-                    Path(output_dir) / "images/captions.png",
-                    encoders[row],
-                    source,
-                    images,
-                    encoded,
-                    chosen,
-                    texts,
-                    texts_of,
-                )
+                shown = encoders[row], source, images, encoded, chosen, texts, texts_of
+                pictures.draw_all(output_dir, {"captions": lambda path: _draw(path, *shown)})  # noqa: B023
     return numbers
 
 
@@ -80,7 +73,7 @@ def _read_pairs(source):
     keys, texts_of = [], []
     for batch in data.select_columns([image_column, column]).iter(CHUNK):
         for image, texts in zip(batch[image_column], batch[column], strict=True):
-            texts_of.append(list(dict.fromkeys(captions(texts))))
+            texts_of.append(_distinct(texts, column))
             content = image.get("bytes") or image.get("path") if isinstance(image, dict) else image
             if isinstance(content, str):
                 content = content.encode()
@@ -92,9 +85,21 @@ def _read_pairs(source):
     return column, keys, texts_of
 
 
+def _distinct(value, column):
+    try:
+        return list(dict.fromkeys(captions(value)))
+    except TypeError:  # numbers
+        raise InputError(
+            f"text_column '{column}' holds {value!r}: expected a text, or a list of texts, in each row."
+        ) from None
+
+
 def recalls(images, texts, pairs, ks=RANKS):
     """{column: percent} of features of distinct images, (N, D), and texts, (T, D). pairs: (P, 2) int64, the numbers of an
-    image and of a text that is right for it. No column for a k that is not below the number of candidates."""
+    image and of a text that is right for it. No column for a k that is not below the number of candidates. Raises InputError
+    if features are not finite."""
+    check_finite("image features", images)
+    check_finite("text features", texts)
     images, texts = (functional.normalize(features, dim=1) for features in (images, texts))
     found = {}
     for way, queries, candidates, right in (
@@ -123,7 +128,7 @@ def first_ranks(queries, candidates, pairs):
 def best_rank(similarity, right):
     """The rank, from 0, of each row's best right candidate, behind wrong ones that are as similar. (N, T) each to (N,)."""
     best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-    return ((similarity >= best) & ~right).sum(1)
+    return ((similarity >= best - ROUNDING) & ~right).sum(1)
 
 
 def chance(images, texts, pairs, ks=RANKS):

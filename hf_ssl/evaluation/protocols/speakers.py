@@ -47,7 +47,8 @@ class Speakers:
             )
             scores = score_frames(frames, labels, test_frames, classes, seed=source.seed)  # (M, K)
             summed = torch.zeros(len(test), classes).index_add_(0, owners, scores)
-            right, right_frames = summed.argmax(1) == speakers, scores.argmax(1) == speakers[owners]
+            heard = owners.unique()  # of an utterance no frame may be finite
+            right, right_frames = (summed.argmax(1) == speakers)[heard], scores.argmax(1) == speakers[owners]
             found[row] = {
                 "speakers": percent(right.float().mean().item()),
                 "speakers_of_frames": percent(right_frames.float().mean().item()),

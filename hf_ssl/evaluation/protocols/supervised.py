@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ...data.audio import SPEAKER_COLUMNS
 from ...data.loading import DataError, column_names
+from ...errors import InputError
 from ..encoders.loading import random_encoder
 from ..processes import process_state
 from ..results import named_after, percent
@@ -149,6 +150,10 @@ def train_network(encoder, utterances, classes, of_what, *, epochs=EPOCHS, min_s
             nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)
             optimizer.step()
             schedule.step()
+    if not loss.isfinite():
+        raise InputError(
+            f"supervised: the loss of {of_what} is not finite at the end: its accuracy would be that of chance."
+        )
     network.eval()
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from ...errors import InputError
 from ...training.checkpoints import write_json
+from .. import pictures
 from ..encoders.loading import load_weights, one_line
 from ..processes import process_state
 from ..results import Metric, percent
@@ -152,7 +153,7 @@ def run(encoders, source, output_dir):
     for word in filter(own.__contains__, SHOWN):
         logger.info("%s: %s", word, ", ".join(near for near, _ in own.most_similar(word, 8)))
     if output_dir is not None:
-        save_word_map(Path(output_dir) / "images/word_map.png", own, seed=source.seed)
+        pictures.draw_all(output_dir, {"word_map": lambda path: save_word_map(path, own, seed=source.seed)})
         if details:
             write_json(Path(output_dir) / DETAILS_FILE, details)
     return numbers
@@ -239,10 +240,6 @@ def word_analogies(vectors, path, most_frequent=300_000):
 
 def save_word_map(path, vectors, count=MAP_WORDS, skip=50, seed=0):
     """A picture of frequent words in two dimensions by t-SNE; the `skip` most frequent, mostly grammar, are left out."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from sklearn.manifold import TSNE
 
     shown = [n for n, word in enumerate(vectors.words) if len(word) > 2 and not word.isdigit()]
@@ -254,15 +251,13 @@ def save_word_map(path, vectors, count=MAP_WORDS, skip=50, seed=0):
     places = TSNE(
         2, perplexity=min(12, len(chosen) / 4), random_state=seed, metric="cosine", init="random"
     ).fit_transform(vectors.unit[chosen].numpy())
-    figure, axis = pyplot.subplots(figsize=(12, 9))
+    figure, axis = pictures.pyplot().subplots(figsize=(12, 9))
     axis.scatter(*places.T, s=4)
     for (x, y), number in zip(places, chosen, strict=True):
         axis.annotate(vectors.words[number], (x, y), fontsize=8)
     axis.set_axis_off()
     figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    pictures.save(figure, path, dpi=110)
 
 
 def read_word2vec(path):
