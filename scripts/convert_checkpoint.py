@@ -54,7 +54,7 @@ def main():
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"output_dir '{args.output_dir}' is not an empty folder: expected a new one.")
     release = CONVERTERS[args.kind][0](args)
-    write_release(release, folder)
+    write_release(release, folder, args.file)
     for note in release.notes:
         print(note)
     whole = " and the whole model in pretraining/" if release.pretraining else ""

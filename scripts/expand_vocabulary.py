@@ -66,7 +66,7 @@ def main():
     )
     told = dict(name=name, model=public_name(args.model), vectors=public_name(args.vectors), new=new, shared=shared)
     card = ModelCard.from_template(data, template_str=CARD, width=model.config.hidden_size, **told)
-    write_release(Release(model.eval(), tokenizer, None, card), args.output_dir.resolve())
+    write_release(Release(model.eval(), tokenizer, None, card), args.output_dir.resolve(), args.vectors)
     print(f"Wrote {args.output_dir}: {new:,} new words by a map that fits {shared:,}.")
 
 

@@ -267,6 +267,10 @@ BAD = {
     "unexpected": (lambda: with_extra(extra=torch.ones(1)), "has the unexpected keys extra:"),
     "other shape": (lambda: with_extra(**{"norm.bias": torch.ones(25)}), "norm.bias has shape (25,), expected (24,)"),
     "flat": (lambda: with_extra(pos_embed=torch.ones(17, 24)), "pos_embed has shape (17, 24), expected 3 dim"),
+    "not finite": (
+        lambda: with_extra(**{"norm.bias": torch.full((24,), torch.nan)}),
+        "holds values that are not finite",
+    ),
     "not square": (lambda: with_extra(pos_embed=torch.ones(1, 16, 24)), "15 patches"),
     "one patch": (lambda: {"model": original_weights(side=1)}, "mask_ratio must"),
     "training run": (

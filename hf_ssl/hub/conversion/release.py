@@ -23,8 +23,13 @@ class Release:
     notes: tuple = ()  # lines for the user: what was not in the file
 
 
-def write_release(release, folder):
-    """Write to the side and rename, so that the folder is whole or not there."""
+def write_release(release, folder, file):
+    """Write to the side and rename, so that the folder is whole or not there. Raises InputError if a weight is not
+    finite, which `file` gave."""
+    for model in filter(None, (release.encoder, release.pretraining)):
+        for name, weight in model.state_dict().items():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise InputError(f"{file} holds values that are not finite, in what becomes the weight '{name}'.")
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
