@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from hub_server import Fault, User
 from huggingface_hub import ModelCard
 from methods.tester import find_tester
@@ -27,19 +29,21 @@ from test_training import pretrain, same_weights
 from transformers import AutoModel, AutoModelForPreTraining, BertTokenizer, Wav2Vec2FeatureExtractor
 
 import hf_ssl
-from hf_ssl.data import image_processor
+from hf_ssl.data import image_processor, load_split
 from hf_ssl.data.words import word_tokenizer
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import PAIRS, modality_of
 from hf_ssl.evaluation.run import METRICS
 from hf_ssl.hub import transfer
-from hf_ssl.hub.release import SAMPLES, write_card
+from hf_ssl.hub.card import SAMPLES, write_card
+from hf_ssl.hub.release import push_save
 from hf_ssl.hub.transfer import HubError, push_release, verify
 from hf_ssl.methods import METHODS
 from hf_ssl.training.arguments import TrainingArguments
 from hf_ssl.training.checkpoints import RUN_FILE, full_config, write_json
 from hf_ssl.training.loop import TrainingRun
-from hf_ssl.training.records import describe_run
+from hf_ssl.training.records import describe_run, public_run
+from hf_ssl.training.run_folder import claim_output_dir, claimed
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))  # the testers import each other's helpers
 TOKEN, READ_TOKEN, OTHER_TOKEN = (f"hf_{letter * 34}" for letter in "WRO")
@@ -566,6 +570,7 @@ def test_results_do_not_outlive_the_weights_they_belong_to(hub, token, tmp_path)
         "settings": {},
         "results": numbers,
         "metrics": {"knn": asdict(METRICS["knn"])},
+        "pictures": [],
     }
     write_json(folder / "eval_results.json", results)
     for same in (True, False):
@@ -588,7 +593,8 @@ def test_a_card_is_whole_and_regenerates_unchanged(tmp_path, name):
     write_card(folder)
     assert (folder / "README.md").read_text() == text and "{{" not in text and "{%" not in text
     data = ModelCard(text, ignore_metadata_errors=False).data
-    assert data.library_name == "transformers" and data.pipeline_tag and data.license and name in data.tags
+    assert data.library_name == "transformers" and data.pipeline_tag and name in data.tags
+    assert data.license is None  # of which nobody has said anything
     for heading in ("## Use", "## Training", "## Limits"):
         assert f"\n{heading}\n" in text, heading
     assert "Deviation" in text and "arxiv.org" in text and "12.3" not in text.split("---")[1]
@@ -598,3 +604,239 @@ def test_a_card_is_whole_and_regenerates_unchanged(tmp_path, name):
     write_json(folder / RUN_FILE, {key: run[key] for key in ("config", "arguments")})
     write_card(folder)  # what is not known is not told
     assert "their licence is not stated" in (folder / "README.md").read_text()
+
+
+def stated_by(folder, metadata):
+    """What a run on a local data set whose README.md has these `metadata` writes down of it."""
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(f"---\n{metadata}\n---\n")
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
+    return describe_run(accelerator, str(folder), None, 1)["data"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "title", "licences"),
+    [
+        ("license: yes", None, []),
+        ("license: 42\npretty_name: 7", None, []),
+        ("license: null", None, []),
+        ("license: [mit, null, 3]", None, ["mit"]),
+        ("pretty_name: Birds: Europe", None, []),
+        ("license: cc0-1.0\npretty_name: Birds", "Birds", ["cc0-1.0"]),
+    ],
+)
+def test_what_a_data_card_states_is_taken_where_it_is_text(tmp_path, metadata, title, licences):
+    assert stated_by(tmp_path / "data", metadata) == {"title": title, "license": licences}
+
+
+def test_a_data_card_that_is_no_yaml_is_one_sentence_and_no_matter_of_local_files(hub, tmp_path):
+    card = b"---\npretty_name: Birds: Europe\n---\n"
+    Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "README.md").write_bytes(card)
+    assert load_split(str(tmp_path))["text"] == ["a"]
+    hub.add("org/birds", {path.name: path.read_bytes() for path in tmp_path.iterdir()}, kind="datasets")
+    with pytest.raises(InputError, match=r"the metadata of its README.md are no YAML \(mapping values are not"):
+        load_split("org/birds", streaming=True)
+
+
+def rewritten(folder, arguments=(), facts=(), **run):
+    """The card of a release whose run.json says otherwise."""
+    found = json.loads((folder / RUN_FILE).read_text())
+    found["arguments"] |= dict(arguments)
+    found["facts"] |= dict(facts)
+    write_json(folder / RUN_FILE, found | run)
+    write_card(folder)
+    return (folder / "README.md").read_text()
+
+
+def test_names_from_elsewhere_do_not_shape_the_card(release, tmp_path):
+    plain_card = (release / "README.md").read_text()
+    name = "bad](http://x) <img src=x>|\n\n# Heading\n| a | b |\n```\n---\n"
+    stated = {"title": name, "license": [name]}
+    result = {
+        "model": str(release),
+        "dataset": {
+            "name": name,
+            "local": True,
+            "config": name,
+            "train_split": name,
+            "test_split": name,
+            "test_rows": 3,
+        },
+        "settings": {"seed": 0, "max_samples": None},
+        "results": {"pretrained": {"knn": 12.5}},
+        "metrics": {"knn": asdict(METRICS["knn"]) | {"name": name, "title": f"knn ({name})"}},
+        "pictures": [],
+    }
+    write_json(release / "eval_results.json", result)
+    arguments = {"dataset_name": name, "label_column": name, "config_overrides": name}
+    card = rewritten(release, arguments, {"data": stated})
+    body = card.split("\n---\n")[-1]
+    lines = body.splitlines()
+    assert "<img" not in body and "bad](" not in body and "&lt;img" in body
+    assert [line for line in lines if line.startswith("#")] == [
+        *(line for line in plain_card.splitlines() if line.startswith("#") and line != "## Training"),
+    ][:2] + ["## Results", "## Training", "## Limits", "## Deviations from the paper"]
+    assert body.count("```") == plain_card.count("```") and "# Heading |" in card.replace("\\|", "|")
+    [row] = [line for line in lines if line.startswith("| Pretrained")]
+    [titles] = [line for line in lines if "knn (bad" in line]
+    assert row == "| Pretrained | 12.5 |" and titles.replace("\\|", "").count("|") == 3
+    ModelCard(card, ignore_metadata_errors=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "theirs", "expected"),
+    [
+        (None, [], None),
+        ("mit", [], "mit"),
+        (None, ["cc-by-nc-4.0"], "cc-by-nc-4.0"),
+        ("mit", ["cc-by-nc-4.0"], "cc-by-nc-4.0"),
+    ],
+)
+def test_a_release_has_the_licence_that_was_given_and_weights_of_others_keep_theirs(release, given, theirs, expected):
+    card = rewritten(release, {"license": given}, {"weights_license": theirs})
+    assert ModelCard(card).data.license == expected
+
+
+def test_the_licence_of_weights_is_read_from_their_card(hub, release, tmp_path):
+    hub.add("org/weights", {"README.md": b"---\nlicense: openrail\n---\n"})
+    (release / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
+    begun_from = [str(release), "org/weights", "org/nothing", "vit-tiny-28", None]
+    facts = describe_run(
+        accelerator, None, SimpleNamespace(info=SimpleNamespace(dataset_name="images")), 1, "x", begun_from
+    )
+    assert facts["weights_license"] == ["cc-by-4.0", "openrail"]
+    with pytest.raises(InputError, match="license 'My own' is no name that the Hub knows"):
+        TrainingArguments(license="My own")
+
+
+def test_a_local_folder_called_like_a_hub_id_is_never_published_as_one(release, tmp_path, monkeypatch):
+    """Where a run starts is where it is known; the card may be written from anywhere."""
+    (tmp_path / "client_x/secret").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    args = TrainingArguments(output_dir="run", dataset_name="client_x/secret", backbone="org/encoder")
+    accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, process_index=0)
+    config = hf_ssl.MAEConfig.from_pretrained(release / "pretraining")
+    with claimed(tmp_path / "run"):
+        _, begun = claim_output_dir(accelerator, tmp_path / "run", config, args, 10)
+    monkeypatch.chdir(release)
+    command = ["pretrain_mae.py", "--dataset_name", "client_x/secret", "--backbone=org/encoder"]
+    card = rewritten(release, begun["arguments"], {"command": command}, places=begun["places"])
+    data = ModelCard(card).data
+    assert "client_x" not in card
+    assert "(secret)" in card and data.datasets is None
+    assert data.base_model == "org/encoder" and "mae --dataset_name secret --backbone=org/encoder" in card
+    published = public_run(json.loads((release / RUN_FILE).read_text()))
+    assert "client_x" not in json.dumps(published) and public_run(published) == published
+    results = {"model": "x", "dataset": {"name": "client_x/secret", "local": True}}
+    assert "client_x" not in json.dumps(transfer._public_results(results | {"further": [results]}))
+
+
+SECRETS = [
+    "hf_abcdefghijklmnopqrst", "ghp_abcdefghijklmnopqrst", "github_pat_11ABCDEFG0abcdefghij_k",
+    "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789", "AKIAIOSFODNN7EXAMPLE", "s3://user:password@bucket/x",
+    "https://x/y?token=abcdef", "https://x/y?a=b&X-Amz-Signature=abcdef",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_tokens_in_arguments_are_written_nowhere(release, tmp_path, secret):
+    args = TrainingArguments(output_dir=str(tmp_path / "run"), dataset_name=secret, config_overrides=f"x={secret}")
+    accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, process_index=0)
+    with claimed(tmp_path / "run"):
+        _, begun = claim_output_dir(accelerator, tmp_path / "run", hf_ssl.MAEConfig(), args, 10)
+    card = rewritten(release, asdict(args), {"command": ["pretrain_mae.py", f"--dataset_name={secret}"]})
+    published = json.dumps(public_run(json.loads((release / RUN_FILE).read_text())))
+    kept = ("token=", "ghp_", "github_pat_", "Signature=", "password", "AKIA", "hf_", "sk-")
+    [beginning] = [each for each in kept if each in secret]
+    hidden = secret[secret.index(beginning) + (0 if beginning == "password" else len(beginning)) :].split("@")[0]
+    for text in (json.dumps(begun), card, published):
+        assert hidden not in text and "***" in text
+
+
+def test_a_short_run_has_no_empty_plot_and_no_empty_table(release, tmp_path):
+    folder, model = tmp_path / "short", METHODS["mae"].from_pretrained(release / "pretraining")
+    shutil.copytree(release, folder)
+    shutil.rmtree(folder / "images")
+    run = json.loads((folder / RUN_FILE).read_text())
+    write_json(folder / RUN_FILE, {name: run[name] for name in ("config", "arguments")})
+    results = {
+        "model": "x",
+        "dataset": {},
+        "settings": {},
+        "results": {},
+        "metrics": {},
+        "pictures": ["images/word_map.png"],
+    }
+    write_json(folder / "eval_results.json", results)
+    hf_ssl.save_release(
+        TrainingRun(model.eval(), [], TrainingArguments(output_dir=str(folder)), True), image_processor(16)
+    )
+    card = (folder / "README.md").read_text()
+    assert not (folder / "images/loss.png").exists() and "loss.png" not in card
+    assert "![frequent words by t-SNE](images/word_map.png)" in card
+    assert not re.search(r"\|---\|\n(?!\|)", card) and not re.search(r"\|---:?\|\n\n", card)
+
+
+def test_a_name_that_is_no_utf8_does_not_end_the_card(release):
+    folder = release.with_name(os.fsdecode(b"caf\xe9 <b>"))
+    os.rename(release, folder)
+    write_card(folder)
+    card = (folder / "README.md").read_text()
+    assert (
+        "# caf\\udce9" in card.replace("\\\\", "\\")
+        and ModelCard(card).data.model_name
+        and "<b>" not in card.split('"')[0]
+    )
+    code = re.search(r'AutoModel.from_pretrained\("(.*?)"', card)[1]
+    assert Path(code.encode().decode("unicode_escape")) == folder
+
+
+def test_what_a_release_needs_of_transformers_is_on_its_card(tmp_path):
+    for name, oldest in (("mae", "4.57"), ("clip", "5.0"), ("word2vec", "5.4")):
+        folder, _ = make_release(tmp_path / name, name)
+        assert f"\nLoads with transformers {oldest} or later" in (folder / "README.md").read_text()
+
+
+def test_a_tag_that_the_hub_refuses_leaves_the_release_and_says_so(hub, token, release):
+    hub.faults.append(Fault("POST", CALLS["tag"][1].format(name="tiny"), 403, times=9))
+    with pytest.raises(
+        HubError, match=r"^'org/tiny' holds the release, at [0-9a-f]{10}, but not under the tag 'v1': The Hub did"
+    ):
+        push_release(release, "org/tiny", tag="v1")
+    assert "model.safetensors" in hub.files("org/tiny")
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", None])
+def test_damaged_weights_are_not_pushed(hub, token, release, content):
+    path = release / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(InputError, match=r"model.safetensors is damaged \(.*\): nothing is pushed"):
+        push_release(release, "org/damaged")
+    (release / RUN_FILE).write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        push_release(release, "org/damaged")
+    assert ("models", "org/damaged") not in hub.repositories
+
+
+def test_a_full_disk_while_a_release_is_written_does_not_stop_training(hub, token, release, caplog):
+    """One sentence at the end of a run, a warning at a checkpoint; the release that was there is whole."""
+    before = contents(release)
+    model = find_tester("mae").model(1).eval()
+    pushed = {"push_to_hub": True, "hub_model_id": "org/full", "hub_strategy": "every_save"}
+    run = TrainingRun(model, [], TrainingArguments(output_dir=str(release), **pushed), True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = (release / "model.safetensors").stat().st_size
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (largest // 2, limits[1])
+    )  # as on a full disk, no file can grow beyond it
+    try:
+        with pytest.raises(InputError, match="^The release could not be written to .*: .*") as caught:
+            hf_ssl.save_release(run, image_processor(16))
+        push_save(image_processor(16), run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in str(caught.value) or "os error 27" in str(caught.value)
+    assert "Training goes on, but this checkpoint was not pushed: The release could not be written" in caplog.text
+    assert contents(release) == before and not list(release.glob(".*partial*"))

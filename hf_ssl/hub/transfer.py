@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
 from ..training.checkpoints import (
@@ -34,7 +35,7 @@ from ..training.checkpoints import (
     from_main,
     list_checkpoints,
 )
-from ..training.records import public_name, public_run, redact
+from ..training.records import plain, public_place, public_run, redact, redacted
 
 logger = logging.getLogger(__name__)
 FROM_HUB = "hub:"  # before the repository, in --resume_from_checkpoint
@@ -64,11 +65,16 @@ def push_release(folder, repo_id, *, private=False, revision=None, tag=None, tra
     api = open_repository(repo_id, config, private, revision)
     if tag:
         _persistently(lambda: _check_tag(api, repo_id, tag, files), repo_id, "read")
-    message = message or f"Release of {folder.resolve().name}"
+    message = redact(message or f"Release of {plain(folder.resolve().name)}")
     commit = _persistently(lambda: _commit(api, repo_id, revision, files, message), repo_id, "write to")
     if tag:
         make_tag = lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)  # noqa: E731
-        _persistently(make_tag, repo_id, "write to")
+        try:
+            _persistently(make_tag, repo_id, "write to")
+        except HubError as error:
+            raise HubError(
+                f"'{repo_id}' holds the release, at {commit[:10]}, but not under the tag '{tag}': {error}"
+            ) from None
     logger.info("%s/%s is at %s", api.endpoint, repo_id, commit[:10])
     return commit
 
@@ -178,10 +184,16 @@ def _release_files(folder, repo_id, training_state):
             raise InputError(f"folder '{folder}' is no release: {name} is missing.")
     if not any(name.startswith("model") and name.endswith(".safetensors") for name in files):
         raise InputError(f"folder '{folder}' is no release: model.safetensors is missing.")
+    for path in files.values():
+        if path.suffix == ".safetensors":
+            _check_weights(path)
     files[CARD] = _addressed(files[CARD].read_text(), repo_id).encode()
     for name, public in ((RUN_FILE, public_run), (EVAL_RESULTS, _public_results)):
         if name in files:
-            files[name] = json.dumps(public(json.loads(files[name].read_text())), indent=1).encode()
+            try:
+                files[name] = json.dumps(public(json.loads(files[name].read_text())), indent=1).encode()
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{files[name]} is damaged ({error}): evaluate or train to the end again.") from error
     if training_state:
         checkpoint = find_checkpoint(folder, "auto")
         if checkpoint is None:
@@ -195,6 +207,15 @@ def _release_files(folder, repo_id, training_state):
     return files
 
 
+def _check_weights(path):
+    """Raise InputError unless a file is as long as its header says, and has one."""
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({error}): nothing is pushed.") from error
+
+
 def _addressed(card, repo_id):
     """The card with the repository's id where its code has the place of the local folder."""
     address = re.search(r'from_pretrained\(\s*"([^"]+)"', card)
@@ -202,8 +223,17 @@ def _addressed(card, repo_id):
 
 
 def _public_results(results):
-    dataset = results["dataset"] | {"name": public_name(results["dataset"]["name"])}
-    return results | {"model": Path(results["model"]).name, "dataset": dataset}
+    """eval_results.json without the places of local files, which they were when the evaluation was made."""
+    published = redacted(results) | {"model": Path(results["model"]).name}
+    if data := results["dataset"]:
+        name, local = data.get("name"), data.get("local")
+        place = (
+            {"name": name and Path(name).name, "local": True} if local else public_place(name) if local is None else {}
+        )
+        published["dataset"] = redacted(data) | place
+    if "further" in results:
+        published["further"] = [_public_results(each) for each in results["further"]]
+    return published
 
 
 def _identity(read):
