@@ -149,8 +149,8 @@ def taken(loader, batches):
     return numbers
 
 
-def stream(folder, **options):
-    return TrainLoader(load_split(str(folder), streaming=True), Numbers(), 2, 0, buffer_size=3, **options)
+def stream(folder, num_workers=0, buffer_size=3):
+    return TrainLoader(load_split(str(folder), streaming=True), Numbers(), 2, 0, num_workers, buffer_size)
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -161,15 +161,15 @@ def test_a_stream_goes_on_without_a_broken_shard_and_counts_it_once(place, tmp_p
         load_split(str(tmp_path))
     with pytest.raises(DataError, match=f"The file '{page}' cannot be read: it is a web page"):
         list(load_split(str(tmp_path), streaming=True))
-    loader = stream(tmp_path)
-    whole = taken(loader, 9)  # three epochs
-    assert sorted(sum(whole, [])) == sorted(3 * list(range(6))) and loader.broken in (2, 3)
+    loader = stream(tmp_path, buffer_size=7)  # a block is an epoch, which the broken shard begins or ends
+    whole = taken(loader, 15)  # five epochs
+    assert sorted(sum(whole, [])) == sorted(5 * list(range(6))) and loader.broken in (4, 5)
     assert str(page) in messages.text and str(page) in loader.reasons["broken"]
-    for stop in range(1, 7):
-        first, second = stream(tmp_path), stream(tmp_path)
+    for stop in range(1, 14, 2):
+        first, second = (stream(tmp_path, buffer_size=7) for _ in range(2))
         taken(first, stop)
         second.load_state_dict(first.state_dict())
-        assert taken(second, 9 - stop) == whole[stop:] and second.broken == loader.broken
+        assert taken(second, 15 - stop) == whole[stop:] and second.broken == loader.broken
 
 
 @pytest.mark.parametrize("workers", [0, 2])

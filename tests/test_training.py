@@ -49,7 +49,7 @@ from hf_ssl.methods._base import SSLOutput
 from hf_ssl.training.arguments import TokenArguments, TrainingArguments, TwoViewArguments
 from hf_ssl.training.checkpoints import find_checkpoint, find_damage, kept_tokenizer, list_checkpoints
 from hf_ssl.training.health import RepresentationCollapseWarning
-from hf_ssl.training.loop import train
+from hf_ssl.training.loop import _check_broken, train
 
 STEPS = 24
 SAMPLES = Path(hf_ssl.__file__).parent / "data/samples/images"
@@ -454,6 +454,15 @@ def test_broken_images_are_skipped_and_counted(tmp_path, caplog, streaming):
     _broken_rows(tmp_path / "all", 200, every=1)
     with pytest.raises(DataError, match="could not be decoded, the last because: cannot identify image file"):
         pretrain(tmp_path / "all", tmp_path / "run3", streaming=streaming)
+
+
+def test_the_limit_of_broken_rows_is_a_part_of_all_rows():
+    for limit in (0.7, 1.0):
+        _check_broken(61, 39, TrainingArguments(max_broken_fraction=limit))
+    with pytest.raises(DataError, match="61 of 100 rows could not be decoded, more than max_broken_fraction=0.6"):
+        _check_broken(61, 39, TrainingArguments(max_broken_fraction=0.6))
+    with pytest.raises(InputError, match=r"max_broken_fraction must lie in \[0, 1\], found 1.5"):
+        TrainingArguments(max_broken_fraction=1.5)
 
 
 def _broken_rows(folder, count, every):
