@@ -35,9 +35,7 @@ from .workers import read_ahead
 
 ROWS_IN_ORDER = 64  # of a batch in the order of the data
 ATTEMPTS = 10  # stand-ins for a row, half of them of its group, where there are groups
-MOST_ATTEMPTS = (
-    1000  # rows in a row before the data are taken to be of no use as a whole: 1 in 20,000 if 99% are broken
-)
+MOST_ATTEMPTS = 300  # rows in a row before all are taken to be of no use: 1 in 5 million if 95% are broken
 
 
 class Unfit(ValueError):
