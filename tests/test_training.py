@@ -461,6 +461,9 @@ def test_the_limit_of_broken_rows_is_a_part_of_all_rows():
         _check_broken(61, 39, TrainingArguments(max_broken_fraction=limit))
     with pytest.raises(DataError, match="61 of 100 rows could not be decoded, more than max_broken_fraction=0.6"):
         _check_broken(61, 39, TrainingArguments(max_broken_fraction=0.6))
+    _check_broken(10, 39, TrainingArguments(max_broken_fraction=0.01))
+    with pytest.raises(DataError, match="1 of 40 rows could not be decoded"):
+        _check_broken(1, 39, TrainingArguments(max_broken_fraction=0.0))
     with pytest.raises(InputError, match=r"max_broken_fraction must lie in \[0, 1\], found 1.5"):
         TrainingArguments(max_broken_fraction=1.5)
 

@@ -17,11 +17,13 @@ def row_digest(row):
 
 
 def rows_fingerprint(data):
-    """The number of rows, their columns, and the digests of SAMPLES of them by number. data: a `datasets.Dataset`."""
+    """The number of rows, their columns, and the digests of SAMPLES of them by number. data: a `datasets.Dataset`, or rows that
+    are made of one and have it as `files`, whose columns and rows are compared then."""
+    count, data = len(data), getattr(data, "files", data)
     numbers = sorted({round(number) for number in np.linspace(0, len(data) - 1, SAMPLES)})
     stored = data.with_format("arrow")[numbers].to_pylist()  # nothing is decoded
     digests = {str(number): row_digest(row) for number, row in zip(numbers, stored, strict=True)}
-    return {"rows": len(data), "columns": sorted(data.column_names), "digests": digests}
+    return {"rows": count, "columns": sorted(data.column_names), "digests": digests}
 
 
 def difference(old, new):

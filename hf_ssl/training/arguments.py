@@ -114,7 +114,8 @@ class TrainingArguments(RunArguments):
     shuffle_buffer_size: int = field(default=1000, metadata={"help": "Rows of a stream that are shuffled together."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and decode, per process."})
     max_broken_fraction: float = field(
-        default=0.05, metadata={"help": "Stop when more of the rows cannot be decoded."}
+        default=0.05,
+        metadata={"help": "Stop when more of the rows, and more than 10, cannot be decoded; 0: at the first."},
     )
 
     max_steps: int = field(default=-1, metadata={"help": "Optimizer steps; -1: as num_train_epochs says."})

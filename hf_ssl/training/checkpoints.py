@@ -143,6 +143,11 @@ def set_aside(paths):
     return folder
 
 
+def _check_named(folder):
+    if not (folder and Path(folder).is_dir()):
+        raise CheckpointError(f"resume_from_checkpoint '{folder}' is not a folder: expected auto or a checkpoint.")
+
+
 def find_checkpoint(output_dir, resume_from):
     """The folder to resume from, or None: `resume_from` is None, "auto" (the newest whole one of the run) or a folder.
 
@@ -151,10 +156,7 @@ def find_checkpoint(output_dir, resume_from):
     if resume_from is None:
         return None
     if resume_from != "auto":
-        if not Path(resume_from).is_dir():
-            raise CheckpointError(
-                f"resume_from_checkpoint '{resume_from}' is not a folder: expected auto or a checkpoint."
-            )
+        _check_named(resume_from)
         if damage := find_damage(resume_from):
             raise CheckpointError(f"The checkpoint {resume_from} is damaged: {damage}; choose another, or auto.")
         return Path(resume_from)
@@ -260,6 +262,8 @@ def load_optimizer(optimizer, path):
 def kept_tokenizer(output_dir, resume_from):
     """The folder of the tokenizer of the run that is taken up, as its checkpoints have it, or None if there is none to take up.
     resume_from: as `find_checkpoint` takes it."""
+    if resume_from not in (None, "auto"):
+        _check_named(resume_from)
     folders = list_checkpoints(output_dir) if resume_from == "auto" else [Path(resume_from)] if resume_from else []
     for folder in folders:
         if (folder / TOKENIZER).is_dir() and find_damage(folder, f"{TOKENIZER}/") is None:

@@ -350,7 +350,8 @@ def _not_finite(step):
 
 
 def _check_broken(broken, rows_seen, args):
-    if broken > max(10, args.max_broken_fraction * (rows_seen + broken)):
+    limit = args.max_broken_fraction
+    if broken > (limit and max(10, limit * (rows_seen + broken))):  # of few rows, one broken one is no fraction
         raise DataError(
             f"{broken} of {rows_seen + broken} rows could not be decoded, more than max_broken_fraction="
             f"{args.max_broken_fraction}: repair the data or raise the limit."
