@@ -1,8 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from hf_ssl.evaluation.pictures import save_loss
 from hf_ssl.methods._base import SSLOutput
 from hf_ssl.training.health import RepresentationCollapseWarning, representation_health, warn_if_collapsed
 
@@ -42,3 +45,12 @@ def test_views_apart_are_not_aligned():
         "alignment"
     ] == pytest.approx(2, abs=0.2)  # E |x - y|^2 = 2 for independent
     assert all(math.isfinite(v) for v in representation_health(SSLOutput(features=torch.zeros(8, 4))).values())
+
+
+def test_a_loss_is_drawn_if_there_is_one(tmp_path):
+    """Of a run that has logged once too, which a line would not show."""
+    save_loss([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    save_loss([{"step": 20, "loss": 3.0}], tmp_path / "one.png")
+    pixels = np.asarray(Image.open(tmp_path / "one.png").convert("RGB")).astype(int)
+    assert (pixels.max(2) - pixels.min(2) > 50).sum() > 20  # of the marker's colour
