@@ -1,6 +1,7 @@
 """The command `hf-ssl`: from the checkout, and from a wheel that is installed where no checkout is on the path."""
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -12,12 +13,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hf_ssl.scripts import pretrain_clip
 from hf_ssl.scripts.pretrain_mae import PRESETS
 from hub_server import User
 from processes import launch
 from test_scripts import pictures  # noqa: F401, a fixture
 
-from hf_ssl import MAEForPreTraining
+from hf_ssl import CLIPForPreTraining, MAEForPreTraining
 from hf_ssl.cli import parse
 from hf_ssl.cli.main import _exit_as, launch_flags, main
 from hf_ssl.errors import InputError
@@ -63,6 +65,34 @@ def test_overrides_given_several_times_all_count(monkeypatch):
     assert args.config_overrides == "mask_ratio=0.5,norm_pix_loss=false,mask_ratio=0.25,decoder_hidden_size=16"
     with pytest.raises(InputError, match="config_overrides: mask_ratio must be a finite number, found nan"):
         parse.override_config(config, "mask_ratio=nan")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ("backbone_config.num_hidden_layers=-1", "num_hidden_layers must be at least 1, found -1"),
+        ("backbone_config.patch_size=0", "patch_size must be at least 1, found 0"),
+        ("backbone_config.num_attention_heads=7", "hidden_size=128 is no multiple of num_attention_heads=7"),
+        ("backbone_config.model_type=resnet", "model_type cannot be changed: name another encoder by --backbone"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(overrides, message):
+    config = MAEForPreTraining.config_class(**copy.deepcopy(PRESETS["vit-tiny-28"].config))
+    with pytest.raises(InputError, match=message):
+        parse.override_config(config, overrides)
+
+
+def test_a_patch_fits_in_its_image():
+    config = CLIPForPreTraining.config_class(**copy.deepcopy(pretrain_clip.PRESETS["emoji"].config))
+    with pytest.raises(InputError, match="patch_size=100 exceeds image_size=64"):
+        parse.override_config(config, "backbone_config.vision_config.patch_size=100")
+
+
+def test_a_function_of_an_unknown_name_is_refused():
+    config = MAEForPreTraining.config_class(**copy.deepcopy(PRESETS["vit-tiny-28"].config))
+    config = parse.override_config(config, "backbone_config.hidden_act=foo")
+    with pytest.raises(InputError, match="a setting has the unknown value 'foo'"):
+        parse.build_model(MAEForPreTraining, config, ImageArguments())
 
 
 @pytest.mark.parametrize(

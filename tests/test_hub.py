@@ -811,12 +811,17 @@ def test_a_tag_that_the_hub_refuses_leaves_the_release_and_says_so(hub, token, r
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", None])
 def test_damaged_weights_are_not_pushed(hub, token, release, content):
     path = release / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] if content is None else content)
     with pytest.raises(InputError, match=r"model.safetensors is damaged \(.*\): nothing is pushed"):
         push_release(release, "org/damaged")
-    (release / RUN_FILE).write_text("{")
-    with pytest.raises(InputError, match="is damaged"):
-        push_release(release, "org/damaged")
+    (release / "model.safetensors").write_bytes(whole)
+    for name, broken in (("config.json", "{"), (RUN_FILE, "{"), (RUN_FILE, "[]"), ("README.md", "\xe9")):
+        kept = (release / name).read_bytes()
+        (release / name).write_text(broken, encoding="latin-1")
+        with pytest.raises(InputError, match="is damaged|is not UTF-8"):
+            push_release(release, "org/damaged")
+        (release / name).write_bytes(kept)
     assert ("models", "org/damaged") not in hub.repositories
 
 

@@ -233,6 +233,16 @@ def test_rows_go_on_with_other_numbers_of_processes_and_batches(shards, tmp_path
     assert state["rows_seen"] == 6 * 8 + 3 * 24
 
 
+def test_what_is_no_checkpoint_is_refused_with_the_nearest_one(tmp_path):
+    (tmp_path / "run/checkpoints/step_2").mkdir(parents=True)
+    for folder in (tmp_path / "run", tmp_path / "run/checkpoints"):
+        with pytest.raises(InputError, match=r"is no checkpoint: expected one such as .*checkpoints/step_2\."):
+            find_checkpoint(tmp_path / "run", str(folder))
+    for folder in ("", str(tmp_path / "none")):
+        with pytest.raises(InputError, match="is not a folder: expected auto or a checkpoint"):
+            kept_tokenizer(tmp_path / "run", folder)
+
+
 def test_accumulation_may_change_at_a_resume(shards, tmp_path):
     """1 x 8, taken up as 4 x 2 accumulated twice: steps still end where batches do."""
     common = {"model_class": _WithoutDropout}
@@ -462,8 +472,8 @@ def test_the_limit_of_broken_rows_is_a_part_of_all_rows():
     with pytest.raises(DataError, match="61 of 100 rows could not be decoded, more than max_broken_fraction=0.6"):
         _check_broken(61, 39, TrainingArguments(max_broken_fraction=0.6))
     _check_broken(10, 39, TrainingArguments(max_broken_fraction=0.01))
-    with pytest.raises(DataError, match="1 of 40 rows could not be decoded"):
-        _check_broken(1, 39, TrainingArguments(max_broken_fraction=0.0))
+    with pytest.raises(DataError, match="1 of 40 rows could not be decoded, .*: .*limit. The last one: no picture."):
+        _check_broken(1, 39, TrainingArguments(max_broken_fraction=0.0), ["no picture"])
     with pytest.raises(InputError, match=r"max_broken_fraction must lie in \[0, 1\], found 1.5"):
         TrainingArguments(max_broken_fraction=1.5)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from datasets import Dataset
 from transformers import AutoImageProcessor
+from transformers.utils import cached_file
 
 from ..data import VIEWS, ImageDecoder, RandomResizedCropAndFlip, Views, decode_image, image_processor, image_rows
 from ..errors import InputError
@@ -41,6 +42,10 @@ def choose_processor(config, args, normalize=True):
     """The image processor of a run: of the size and normalisation of the one that `--backbone` brings, unless --image_size asks
     for another size; else as the method has it. normalize: else pixels stay in [0, 1]."""
     encoder = config.backbone_config
+    if not hasattr(encoder, "num_channels"):
+        raise InputError(
+            f"backbone '{args.backbone}' is of model_type '{encoder.model_type}': expected an image encoder."
+        )
     channels, begun_from = encoder.num_channels, config.name_or_path or encoder.name_or_path
     if channels < 1:
         raise InputError(f"backbone_config.num_channels must be at least 1, found {channels}.")
@@ -66,7 +71,11 @@ def _given_view(name):
     """What the image processor of a folder or Hub id does, as `processor_view` has it; None if it has none."""
     try:
         processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False):
+            raise InputError(
+                f"backbone '{name}' has a preprocessor_config.json that cannot be read: {error}."
+            ) from error
         logger.warning(
             "backbone '%s' has no image processor: size and normalisation are those of a new network.", name
         )

@@ -29,6 +29,9 @@ from ..training.run_folder import read_run
 logger = logging.getLogger(__name__)
 
 
+COUNTS = ("_size", "_layers", "_heads", "_dim", "_channels")  # ends of the names of what there is at least one of
+
+
 def parse_arguments(model_class, recipes, arguments_class, description=None):
     """(config, arguments of `arguments_class`) from the command line.
 
@@ -185,17 +188,30 @@ def override_config(config, overrides):
             hint = f"did you mean '{close[0]}'?" if close else f"expected name=value with one of {names}."
             raise InputError(f"config_overrides has no setting '{item.strip()}': {hint}")
         checked(lambda owner=owner, key=key, value=value: owner.update_from_string(f"{key}={value}"), f"{name}: ")
-        if isinstance(number := getattr(owner, key), float) and not math.isfinite(number):
+        number = getattr(owner, key)
+        if isinstance(number, float) and not math.isfinite(number):
             raise InputError(f"config_overrides: {name} must be a finite number, found {value}.")
+        if type(number) is int and number < 1 and key.endswith(COUNTS):
+            raise InputError(f"config_overrides: {name} must be at least 1, found {number}.")
+        if key == "model_type":
+            raise InputError(f"config_overrides: {name} cannot be changed: name another encoder by --backbone.")
     for owner in owners:
         checked(owner.validate)  # assignment alone does not check
+        width, heads = (getattr(owner, name, None) for name in ("hidden_size", "num_attention_heads"))
+        if heads and width % heads:
+            raise InputError(f"config_overrides: hidden_size={width} is no multiple of num_attention_heads={heads}.")
+        image, patch = (getattr(owner, name, None) for name in ("image_size", "patch_size"))
+        if isinstance(image, int) and isinstance(patch, int) and patch > image:
+            raise InputError(f"config_overrides: patch_size={patch} exceeds image_size={image}.")
     return config
 
 
 def checked(build, prefix=""):
     try:
         return build()
-    except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
+    except KeyError as error:  # of a table of functions by name
+        raise InputError(f"{prefix}a setting has the unknown value {error}.") from error
+    except (StrictDataclassError, ValueError, TypeError, RuntimeError, ArithmeticError, ImportError) as error:
         raise InputError(prefix + str(error).strip().split("\n")[-1].strip().removeprefix("ValueError: ")) from error
 
 

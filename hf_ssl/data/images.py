@@ -28,6 +28,8 @@ def image_rows(data, image_column=None):
         data, image_column, "image", IMAGE_COLUMNS, (datasets.Image, datasets.Array3D, datasets.Array2D), values=False
     )
     kind = (data.features or {}).get(column)
+    if isinstance(kind, datasets.List) and isinstance(kind.feature, datasets.Image):
+        raise DataError(f"image_column '{column}' holds lists of images: expected one in a row.")
     if isinstance(kind, datasets.Value | datasets.ClassLabel) and kind.dtype not in ("binary", "large_binary"):
         raise DataError(f"image_column '{column}' holds {kind.dtype} values: expected images or arrays.")
     return raw_column(data, column, datasets.Image), column

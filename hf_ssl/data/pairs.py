@@ -25,11 +25,16 @@ def pair_rows(data, image_column=None, text_column=None, tags_column=None):
     if tags_column is not None:
         found.append(("tags_column", find_column(data, tags_column, "tags", ()), "words"))
     for argument, column, expected in found:
-        holds = _kind((data.features or {}).get(column))
-        if holds not in ("string", "large_string", "binary", "large_binary", "dict"):
-            raise DataError(f"{argument} '{column}' holds {holds} values: expected {expected}.")
+        check_texts(data, column, argument, expected)
     text = found[0][1]
     return data.select_columns([image, *(column for _, column, _ in found)]), image, text, tags_column
+
+
+def check_texts(data, column, argument, expected="captions"):
+    """Raise DataError if the cells of a column cannot hold texts."""
+    holds = _kind((data.features or {}).get(column))
+    if holds not in ("string", "large_string", "binary", "large_binary", "dict"):
+        raise DataError(f"{argument} '{column}' holds {holds} values: expected {expected}.")
 
 
 def _kind(feature):

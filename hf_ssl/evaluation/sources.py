@@ -155,7 +155,7 @@ def numbered_classes(train, test, label_column, are_names=False):
         return train, test, None  # floats, or -1, for labels that are kept secret
     names = None
     if are_names or not numbers or max(values, default=0) + 1 > len(values):
-        names = sorted(map(str, values), key=int if numbers and not are_names else None)
+        names = sorted({str(value) for value in values}, key=int if numbers and not are_names else None)
     if names is None and not any(missing):
         return train, test, None
     number = partial(_numbered, label_column=label_column, names=names)

@@ -187,12 +187,17 @@ def _release_files(folder, repo_id, training_state):
     for path in files.values():
         if path.suffix == ".safetensors":
             _check_weights(path)
-    files[CARD] = _addressed(files[CARD].read_text(), repo_id).encode()
+        elif path.suffix == ".json":
+            _check_json(path)
+    try:
+        files[CARD] = _addressed(files[CARD].read_text(encoding="utf-8"), repo_id).encode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{files[CARD]} is not UTF-8: save it as that.") from error
     for name, public in ((RUN_FILE, public_run), (EVAL_RESULTS, _public_results)):
         if name in files:
             try:
                 files[name] = json.dumps(public(json.loads(files[name].read_text())), indent=1).encode()
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{files[name]} is damaged ({error}): evaluate or train to the end again.") from error
     if training_state:
         checkpoint = find_checkpoint(folder, "auto")
@@ -205,6 +210,13 @@ def _release_files(folder, repo_id, training_state):
                 )
             files[path.relative_to(folder).as_posix()] = path
     return files
+
+
+def _check_json(path):
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): evaluate or train to the end again.") from error
 
 
 def _check_weights(path):

@@ -146,6 +146,10 @@ def set_aside(paths):
 def _check_named(folder):
     if not (folder and Path(folder).is_dir()):
         raise CheckpointError(f"resume_from_checkpoint '{folder}' is not a folder: expected auto or a checkpoint.")
+    if not (Path(folder) / MANIFEST).exists() and (
+        found := list_checkpoints(folder) or list_checkpoints(Path(folder).parent)
+    ):
+        raise CheckpointError(f"resume_from_checkpoint '{folder}' is no checkpoint: expected one such as {found[0]}.")
 
 
 def find_checkpoint(output_dir, resume_from):

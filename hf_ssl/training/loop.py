@@ -185,13 +185,14 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
             stop = signals.agreed(step)
             if step % args.logging_steps == 0 or step == max_steps:
                 own = {name: value.tolist() for name, value in sums.items()}
-                gathered = gather_object([(own, loader.broken)])
+                gathered = gather_object([(own, loader.broken, loader.reasons.get("broken"))])
                 means = _means([item[0] for item in gathered], summed)
                 loss = means.pop("loss")
                 if not math.isfinite(loss):
                     raise _not_finite(step)
                 sums, summed = {}, 0
-                _check_broken(sum(item[1] for item in gathered), loader.rows_seen, args)
+                reasons = [item[2] for item in gathered if item[2]]
+                _check_broken(sum(item[1] for item in gathered), loader.rows_seen, args, reasons)
                 health = representation_health(_of_all_processes(output))
                 entry = {
                     "step": step,
@@ -349,12 +350,13 @@ def _not_finite(step):
     )
 
 
-def _check_broken(broken, rows_seen, args):
+def _check_broken(broken, rows_seen, args, reasons=()):
     limit = args.max_broken_fraction
     if broken > (limit and max(10, limit * (rows_seen + broken))):  # of few rows, one broken one is no fraction
         raise DataError(
             f"{broken} of {rows_seen + broken} rows could not be decoded, more than max_broken_fraction="
             f"{args.max_broken_fraction}: repair the data or raise the limit."
+            + (f" The last one: {reasons[0]}." if reasons else "")
         )
 
 

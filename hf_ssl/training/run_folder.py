@@ -49,7 +49,7 @@ def claim_output_dir(accelerator, output_dir, config, args, max_steps):
 
 def _claim(output_dir, config, args, max_steps):
     resume_from = args.resume_from_checkpoint  # None, auto or a checkpoint folder, which may be another folder's
-    home = output_dir if resume_from in (None, "auto") else Path(resume_from).resolve().parents[1]
+    home = output_dir if resume_from in (None, "auto") else Path(resume_from).resolve().parent.parent
     run = {"config": full_config(config), "arguments": redacted(asdict(args)), "places": places(asdict(args))}
     found = read_run(home / RUN_FILE)
     if resume_from is None:

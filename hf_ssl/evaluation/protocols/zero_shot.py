@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from ...data.loading import column_names
-from ...data.pairs import captions
+from ...data.pairs import captions, check_texts
 from ...errors import InputError
 from ..features import checked_labels
 from ..results import Metric, percent
@@ -98,6 +98,7 @@ def _training_texts(source):
     train, test = source.drawn(train), source.drawn(test)
     if source.class_texts not in (known := column_names(train)):
         raise InputError(f"class_texts '{source.class_texts}' is no column of the training part: found {known}.")
+    check_texts(train, source.class_texts, "class_texts", "texts")
     labels = checked_labels(source.values(test, column), column)
     described = checked_labels(source.values(train, column), column)
     texts_of = [[] for _ in range(len(names) if names else 1 + max(labels + described))]
