@@ -109,7 +109,7 @@ def test_help_has_the_presets_defaults_the_settings_and_the_protocols():
     code, text, _ = hf_ssl("pretrain", "moco", "--help", "--backbone", "resnet8x3")
     assert code == 0
     # the script's own examples, as they stand
-    assert "\nhf-ssl pretrain moco --dataset_name path/to/images --output_dir runs/mine\n" in text
+    assert "\nhf-ssl pretrain moco --backbone resnet18 --dataset_name path/to/images --output_dir runs/mine\n" in text
     words = re.sub(r"\s+", " ", text)
     for default in ("outputs/moco", "resnet8x3", "0.06", "sgd", "moco_v2"):
         assert f"(default: {default})" in words, default
