@@ -318,6 +318,12 @@ def test_rates_that_no_recorder_has_are_refused(rate):
         for read in (decode_audio, audio_length):
             with pytest.raises(ValueError, match=f"the audio.* claims a rate of {rate} Hz: expected 1000 to 1000000"):
                 read(value)
+    with pytest.raises(ValueError, match="the audio 'clips/7.wav' cannot be read: there is no such file"):
+        decode_audio({"bytes": None, "path": "clips/7.wav"})
+    for wrong in ({}, {"sampling_rate": 16000.5}):
+        with pytest.raises(ValueError, match="the audio has the sampling_rate .*: expected a whole number of Hz"):
+            decode_audio({"array": np.zeros(8000), **wrong})
+    assert len(decode_audio({"array": np.zeros(8000), "sampling_rate": 8000.0})) == 16000
     with pytest.raises(ValueError, match="the audio 'clips/7.wav' cannot be read: Format not recognised"):
         decode_audio({"bytes": b"This is no audio file. " * 9, "path": "clips/7.wav"})
 

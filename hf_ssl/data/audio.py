@@ -1,6 +1,7 @@
 """Audio columns: files of any format, rate and number of channels that libsndfile reads, as mono waveforms."""
 
 import math
+import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,8 +47,7 @@ def decode_audio(value, sampling_rate=SAMPLING_RATE, start=0.0, seconds=None):
     first = round(start * sampling_rate)
     count = None if seconds is None else round(seconds * sampling_rate)
     if isinstance(value, dict) and value.get("array") is not None:
-        _check_rate(value["sampling_rate"], value)
-        rate, samples = value["sampling_rate"], np.atleast_2d(np.asarray(value["array"], np.float32).T).T  # (T, C)
+        rate, samples = _array_rate(value), np.atleast_2d(np.asarray(value["array"], np.float32).T).T  # (T, C)
         begin, end, skip = _frames(rate, sampling_rate, first, count)
         samples = samples[begin:end]
     else:
@@ -72,8 +72,7 @@ def decode_audio(value, sampling_rate=SAMPLING_RATE, start=0.0, seconds=None):
 def audio_length(value, sampling_rate=SAMPLING_RATE):
     """The samples that the header promises at `sampling_rate`. Raises ValueError if it cannot be read or does not say."""
     if isinstance(value, dict) and value.get("array") is not None:
-        _check_rate(value["sampling_rate"], value)
-        return len(value["array"]) * sampling_rate // value["sampling_rate"]
+        return len(value["array"]) * sampling_rate // _array_rate(value)
     with open_audio(value) as file:
         if file.frames > MOST_FRAMES:
             raise ValueError(f"the audio{_name(value)} does not say how long it is")
@@ -119,7 +118,20 @@ def _check_rate(rate, value):
         raise ValueError(f"the audio{_name(value)} claims a rate of {rate} Hz: expected {RATES[0]} to {RATES[1]}")
 
 
+def _array_rate(value):
+    """The sampling rate of {"array", "sampling_rate"}, an int."""
+    rate = value.get("sampling_rate")
+    if rate is not None:
+        _check_rate(rate, value)
+    if rate is None or rate % 1:
+        raise ValueError(f"the audio{_name(value)} has the sampling_rate {rate}: expected a whole number of Hz")
+    return int(rate)
+
+
 def _unreadable(error, value):
+    path = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
+    if isinstance(path, str | Path) and "://" not in str(path) and not os.path.exists(path):
+        return ValueError(f"the audio{_name(value)} cannot be read: there is no such file")
     return ValueError(f"the audio{_name(value)} cannot be read: {getattr(error, 'error_string', error)}")
 
 
