@@ -23,7 +23,14 @@ from transformers import (
 from hf_ssl.data import load_split
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import classify_frames, evaluate_audio, extract, load_audio_encoder, mfcc_encoder, results_table
-from hf_ssl.evaluation.protocols.phones import Utterance, accuracies, find_segments, labelled_frames, read_splits
+from hf_ssl.evaluation.protocols.phones import (
+    Phones,
+    Utterance,
+    accuracies,
+    find_segments,
+    labelled_frames,
+    read_splits,
+)
 from hf_ssl.evaluation.protocols.speakers import Speakers
 from hf_ssl.evaluation.protocols.supervised import Supervised, train_network
 from hf_ssl.evaluation.sources import Source
@@ -264,6 +271,70 @@ def test_data_that_lack_labels_or_segments(wav2vec2, tones, tmp_path):
             evaluate_audio(wav2vec2, str(tmp_path), **asked)
     results = evaluate_audio(wav2vec2, str(tmp_path), protocols=["knn", "linear_probe"], baselines=False)
     assert results_table(results).startswith("| | knn (speaker_id) | linear probe (speaker_id) |")
+
+
+def spoken(spans, count=4, length=RATE):
+    """Rows of one second of noise with the same spans."""
+    sound = 0.1 * np.random.default_rng(0).normal(size=length)
+    span = {"start": datasets.Value("float32"), "end": datasets.Value("float32"), "phone": datasets.Value("string")}
+    rows = {"audio": [flac(sound)] * count, "phones": [[dict(zip(span, row, strict=True)) for row in spans]] * count}
+    kinds = {
+        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        "phones": datasets.List(span),
+    }
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+
+
+@pytest.fixture(scope="module")
+def mfcc(wav2vec2):
+    return mfcc_encoder(load_audio_encoder(wav2vec2))
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(0, 500, "a"), (500, 1000, "b")],  # milliseconds
+        [(0.5, 0, "a"), (1, 0.5, "b")],
+        [(1.2, 1.4, "a"), (1.4, 1.8, "b")],
+        [(-1, 0.5, "a"), (0.5, 1.8, "b")],
+    ],
+    ids=["milliseconds", "backwards", "beyond the end", "shifted"],
+)
+def test_segments_outside_their_recordings_are_refused(spans, mfcc):
+    rows = spoken(spans)
+    with pytest.raises(
+        InputError, match="8 of 8 segments in 'phones' lie outside .*: expected start and end in seconds"
+    ):
+        read_splits(mfcc, Source("speech"), rows, rows, find_segments(rows, rows))
+
+
+def test_some_bad_segments_are_left_out_and_counted(mfcc, caplog):
+    rows = spoken([(0, 0.5, "a"), (0.5, 0.5, "b"), (0.5, 0.8, None), (0.8, 1.05, "b")])
+    segments = find_segments(rows, rows)
+    assert segments.names == ["a", "b"]
+    [utterance, *_], _ = read_splits(mfcc, Source("speech"), rows, rows, segments)
+    assert utterance.at(np.array([0.2, 0.6, 0.9])).tolist() == [0, -1, 1]
+    assert (
+        "4 of 12 segments in 'phones' lie outside their recording or have no length, and are left out" in caplog.text
+    )
+
+
+def test_one_phone_is_said_to_tell_nothing(mfcc, tmp_path, caplog):
+    for split in ("train", "test"):
+        spoken([(0, 1, "a")], count=1).to_parquet(tmp_path / f"{split}.parquet")
+    assert Phones().run({"pretrained": mfcc}, Source("speech", str(tmp_path)), None) == {
+        "pretrained": {"phones": 100.0}
+    }
+    assert "All frames are of one phone, 'a': what is right of them says nothing" in caplog.text
+
+
+def test_recordings_too_short_for_a_window_are_told(mfcc):
+    rows = spoken([(0, 1, "a")], length=10)
+    message = (
+        "holds no audio that can be decoded, the last because: the audio has 10 samples at 16000 Hz, less than 0.025 s"
+    )
+    with pytest.raises(InputError, match=message):
+        read_splits(mfcc, Source("speech"), rows, rows, find_segments(rows, rows))
 
 
 def test_models_of_spectrograms_and_without_frames_are_refused(tmp_path):

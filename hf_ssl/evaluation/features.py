@@ -92,7 +92,7 @@ def extract(encoder, data, columns=(), label_column=None, batch_size=None, descr
             filled = end
     progress.close()
     if skipped:
-        logger.warning("%d %ss could not be decoded and were left out%s.", skipped, encoder.kind, _because(encoder))
+        logger.warning("%d %ss could not be decoded and were left out%s.", skipped, encoder.kind, because(encoder))
     if not_finite and not any_kept:
         check_weights(encoder)
         raise InputError(
@@ -110,12 +110,12 @@ def first_items(encoder, data, columns, count):
     read = (encoder.read(*(row[name] for name in columns)) for row in data)
     items = list(islice((item for item in read if item is not None), count))
     if not items:
-        found = f"no {encoder.kind} that can be decoded{_because(encoder)}"
+        found = f"no {encoder.kind} that can be decoded{because(encoder)}"
         raise InputError(f"{encoder.kind}_column '{columns[0]}' holds {found}.")
     return items
 
 
-def _because(encoder):
+def because(encoder):
     """Why the last broken row of this process could not be read, where the encoder says it."""
     reason = getattr(encoder, "reason", None)
     return f", the last because: {reason}" if reason else ""
@@ -199,6 +199,7 @@ def checked_labels(labels, label_column):
 
 __all__ = [
     "Features",
+    "because",
     "check_finite",
     "check_weights",
     "checked_labels",

@@ -57,7 +57,10 @@ class AudioEncoder:
         except Exception as error:
             self.reason = one_line(error)
             return None
-        return waveform if len(waveform) >= SHORTEST * rate else None
+        if len(waveform) < SHORTEST * rate:
+            self.reason = f"the audio has {len(waveform)} samples at {rate} Hz, less than {SHORTEST:g} s"
+            return None
+        return waveform
 
     def too_long(self, items):
         return sum(len(waveform) > LONGEST * self.processor.sampling_rate for waveform in items)

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from ...data.audio import audio_rows
 from ...data.loading import DataError, column_names
 from ...errors import InputError
-from ..features import checked_labels
+from ..encoders.audio import LONGEST
+from ..features import because, checked_labels
 from ..processes import process_state
 from ..results import ROWS, Metric, percent
 from .linear_probe import standardiser
@@ -30,6 +31,7 @@ LEARNING_RATE = 1e-2
 HIDDEN, HIDDEN_RATE = 512, 1e-3
 MOST_SECONDS = 3 * 3600  # that are read of a split: waveforms and frames are kept in memory
 CHUNK = 16384  # frames that are classified at a time
+SLACK = 0.1  # seconds by which a segment may pass the end of its recording, as alignments in steps do
 PAUSES = ("", "pau", "sil", "sp", "spn", "h#", "<sil>", "<eps>")
 WITH_PAUSES = "_with_pauses"  # the end of a column's name
 SETTINGS = {
@@ -74,10 +76,11 @@ class Segments(NamedTuple):
     names: list
 
     def read(self, value):
-        """(starts, ends, classes) of one row."""
+        """(starts, ends, classes) of one row, without segments that lack one of the three."""
         value = value or []
         if isinstance(value, dict):  # a record of lists
             value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+        value = [row for row in value if None not in (row["start"], row["end"], row[self.key])]
         rows = sorted(value, key=lambda row: row["start"])
         starts, ends = (np.array([row[key] for row in rows], np.float64) for key in ("start", "end"))
         numbers = {name: number for number, name in enumerate(self.names)}
@@ -129,6 +132,10 @@ class Phones:
             if len(labels) == 0 or len(test_labels) == 0:
                 raise InputError(
                     f"segments_column '{segments.column}' covers no frame of one part: expected start and end in seconds."
+                )
+            if row == "pretrained" and (labels == labels[0]).all() and (test_labels == labels[0]).all():
+                logger.warning(
+                    "All frames are of one phone, '%s': what is right of them says nothing.", segments.names[labels[0]]
                 )
             predicted = classify_frames(
                 frames, labels, test_frames, len(segments.names), self.hidden, seed=source.seed
@@ -218,22 +225,32 @@ def _read_utterances(encoder, source, rows, segments, label_column):
     """(Utterances, how many rows cannot be decoded)."""
     rows, column = audio_rows(rows, *source.columns)
     rows = rows.select_columns([name for name in (column, segments and segments.column, label_column) if name])
-    utterances, seconds, broken = [], 0, 0
+    utterances, seconds, broken, segment_count, misplaced, rate = [], 0, 0, 0, 0, encoder.processor.sampling_rate
     for row in source.drawn(rows):
         if (waveform := encoder.read(row[column])) is None:
             broken += 1
             continue
-        seconds += len(waveform) / encoder.processor.sampling_rate
+        length = len(waveform) / rate
+        seconds += length
         if seconds > MOST_SECONDS:
             logger.warning("Only the first %d hours are read: max_samples draws from all.", MOST_SECONDS // 3600)
             break
         spans = segments.read(row[segments.column]) if segments else (np.empty(0),) * 3
+        starts, ends, _ = spans
+        placed = (starts >= -SLACK) & (starts < ends) & ((ends <= length + SLACK) | (length >= LONGEST))
+        segment_count, misplaced = segment_count + len(placed), misplaced + int((~placed).sum())
+        spans = [part[placed] for part in spans]
         label = checked_labels([row[label_column]], label_column)[0] if label_column else None
         utterances.append(Utterance(waveform, *spans, label))
     if not utterances:
-        raise InputError(f"audio_column '{column}' holds no audio that can be decoded.")
+        raise InputError(f"audio_column '{column}' holds no audio that can be decoded{because(encoder)}.")
     if broken:
-        logger.warning("%d utterances could not be decoded and were left out.", broken)
+        logger.warning("%d utterances could not be decoded and were left out%s.", broken, because(encoder))
+    if misplaced:
+        found = f"{misplaced} of {segment_count} segments in '{segments.column}' lie outside their recording or have no length"
+        if 2 * misplaced >= segment_count:
+            raise InputError(f"{found}: expected start and end in seconds.")
+        logger.warning("%s, and are left out: are they in seconds?", found)
     return utterances, broken
 
 
@@ -249,8 +266,8 @@ def find_segments(train, test, segments_column=None):
         if segments_column:
             raise DataError(f"segments_column '{segments_column}' holds no lists of a start, an end and a label.")
         raise DataError(
-            f"No column of segments was found among {names}: name it with --segments_column of "
-            "evaluate.py, or ask for other protocols."
+            f"No column of segments was found among {names}: name it with --segments_column, "
+            "or ask for other protocols."
         )
     [key] = kinds.keys() - {"start", "end"}
     kind = kinds[key]
@@ -261,6 +278,7 @@ def find_segments(train, test, segments_column=None):
         for value in rows.select_columns([column]):
             value = value[column]
             values.update(value[key] if isinstance(value, dict) else (row[key] for row in value or []))
+    values.discard(None)
     if not values:
         raise DataError(
             f"segments_column '{column}' holds no segments: expected lists of a start, an end and a label."
