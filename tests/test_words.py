@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import logging
+import re
 from types import SimpleNamespace
 
 import datasets
@@ -234,13 +236,15 @@ def test_analogies_by_section(vectors, tmp_path):
         vectors.similarity("oslo", "cat")
 
 
-def test_similarity_is_spearmans(vectors, tmp_path):
+def test_similarity_is_spearmans(vectors, tmp_path, caplog):
     from scipy.stats import spearmanr
 
     file, pairs = tmp_path / "pairs.tsv", [("cat", "dog"), ("Paris", "rome"), ("cat", "japan"), ("dog", "italy")]
     lines = [f"{one}\t{other}\t{score}" for (one, other), score in zip(pairs, (9.5, 7, 1, 2.5), strict=True)]
     file.write_text("# judged\nWord 1\tWord 2\tmean\n" + "\n".join([*lines, "cat\tunicorn\t3"]))
-    found = word_similarity(vectors, file)
+    with caplog.at_level(logging.INFO):
+        found = word_similarity(vectors, file)
+    assert "line 2, 'Word 1\tWord 2\tmean', is taken for titles" in caplog.text
     cosines = [vectors.similarity(one.lower(), other) for one, other in pairs]
     assert found == {"spearman": pytest.approx(spearmanr(cosines, [9.5, 7, 1, 2.5])[0]), "pairs": 5, "unknown": 1}
     for lines in (
@@ -260,8 +264,8 @@ def test_similarity_is_spearmans(vectors, tmp_path):
     file.write_text("cat\tdog\t3\nrome\tdog\t4\n")
     flat = WordVectors(vectors.words, torch.ones(10, 2))
     assert word_similarity(flat, file)["spearman"] == 0
-    file.write_text("cat\tdog\t3\ncat\tdog\tvery\n")
-    with pytest.raises(InputError, match="line 2: found .* expected two words and a number"):
+    file.write_text("# judged\n\ncat\tdog\t3\ncat\tdog\tvery\n")
+    with pytest.raises(InputError, match="line 4: found .* expected two words and a number"):
         word_similarity(vectors, file)
 
 
@@ -331,6 +335,42 @@ def test_what_the_formats_cannot_hold_is_refused(tmp_path):
     (tmp_path / "vectors.bin").write_bytes(b"1000000000000 300\nthe ")
     with pytest.raises(InputError, match="announces 1000000000000 words of 300 numbers"):
         WordVectors.load(tmp_path / "vectors.bin")
+
+
+ODD_ROWS = {  # file -> its words
+    "spaces": (b"2 3\nnew york 0.1 0.2 0.3\nof 1 2 3\n", ["new york", "of"]),
+    "many spaces": (b"2 3\nthe new york 0.1 0.2 0.3\nof 1 2 3\n", ["the new york", "of"]),
+    "empty": (b"2 1\n 0.5\nof 1\n", ["", "of"]),
+    "commas": (b"2 2\na, 1,5 2,5\nb 1,0 -2,0\n", ["a,", "b"]),
+    "BOM": (b"\xef\xbb\xbf1 2\nthe 1 2", ["the"]),
+}
+
+
+@pytest.mark.parametrize("case", ODD_ROWS)
+def test_odd_rows_of_text_are_read(case, tmp_path):
+    data, words = ODD_ROWS[case]
+    (tmp_path / "vectors.txt").write_bytes(data)
+    found = WordVectors.load(tmp_path / "vectors.txt")
+    assert found.words == words and found.vectors.abs().max() <= 3
+    if case == "commas":
+        assert found.vectors.tolist() == [[1.5, 2.5], [1, -2]]
+    release = convert_word2vec(SimpleNamespace(file=tmp_path / "vectors.txt", output_dir=tmp_path / "release"))
+    apart = "1 words, such as '.*', are empty or have a space: the tokenizer never finds them"
+    assert bool(re.search(apart, "".join(release.notes))) == (case in ("spaces", "many spaces", "empty"))
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"2 2\nthe 1 2 3\nof 3 4 5\n", "announces vectors of 2 numbers, but the first one has more, found 'the 1'"),
+        (b"2 2\nthe 1 2\nof 3 x\n", "ends after 1 of 2 words, or holds something else there"),
+        (b"1 2\n[UNK] 1 2\n", "has no word but \\[UNK\\], which is reserved"),
+    ],
+)
+def test_text_that_holds_other_rows_is_refused(data, message, tmp_path):
+    (tmp_path / "vectors.txt").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        convert_word2vec(SimpleNamespace(file=tmp_path / "vectors.txt", output_dir=tmp_path / "release"))
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

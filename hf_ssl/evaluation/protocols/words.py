@@ -5,6 +5,7 @@ as gensim ships them; lines of # and a first line of titles are passed by). Anal
 the titles of their sections after a colon (questions-words.txt of word2vec.c). Neither comes with the package.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -136,9 +137,11 @@ def run(encoders, source, output_dir):
     rows = {row: each for row, each in encoders.items() if hasattr(each.model, "get_input_embeddings")}
     vectors = {row: WordVectors.of_model(each.model, each.processor) for row, each in rows.items()}
     numbers, details = {row: {} for row in vectors}, {}
+    if not source.word_files:
+        logger.info("Without word_files the protocol words draws a map and tells neighbours, but gives no numbers.")
     for path in map(Path, source.word_files):
         for row, own in vectors.items():
-            if any(line.startswith(":") for line in _lines(path)):
+            if any(line.startswith(":") for _, line in _lines(path)):
                 found = word_analogies(own, path)
                 total = found["total"]
                 score = {f"analogies:{path.stem}": percent(total["correct"] / total["questions"])}
@@ -162,11 +165,12 @@ def run(encoders, source, output_dir):
 def word_similarity(vectors, path):
     """{"spearman", "pairs", "unknown"}: the rank correlation of cosines with the judgements of a file. Words are looked up
     as they stand, then in lower case; pairs with an unknown word are left out and counted."""
-    cosines, judgements, unknown = [], [], 0
-    for number, line in enumerate(_lines(path), start=1):
+    cosines, judgements, unknown, lines = [], [], 0, _lines(path)
+    for number, line in lines:
         words, judgement = _judged(line)
         if judgement is None:
-            if number == 1:  # titles
+            if number == lines[0][0]:
+                logger.info("%s: line %d, '%s', is taken for titles.", path, number, line.strip()[:60])
                 continue
             raise InputError(
                 f"{path}, line {number}: found '{line.strip()[:60]}', expected two words and a number, parted by tabs, commas or "
@@ -213,7 +217,7 @@ def word_analogies(vectors, path, most_frequent=300_000):
     for number, word in enumerate(vectors.words[:most_frequent]):
         lower.setdefault(word.lower(), number)
     unit, sections, title = vectors.unit[:most_frequent], {}, "questions"
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in _lines(path):
         if line.startswith(":"):
             title = line[1:].strip()
             continue
@@ -265,7 +269,7 @@ def read_word2vec(path):
     the first is taken. Bytes of a word that are not UTF-8 are written as \\xff."""
     try:
         with _opened(path) as (file, most):
-            header = file.readline(100)
+            header = file.readline(100).removeprefix(codecs.BOM_UTF8)
             try:
                 count, width = map(int, header.split())
             except ValueError:
@@ -282,6 +286,11 @@ def read_word2vec(path):
                 if vector is None:
                     raise InputError(f"{path} ends after {number} of {count} words, or holds something else there.")
                 word = word.decode(errors="backslashreplace")
+                if number == 0 and read is _text_row and " " in word and _is_number(word.split(" ")[-1]):
+                    raise InputError(
+                        f"{path} announces vectors of {width} numbers, but the first one has more, found '{word}' before "
+                        "them: correct the number in its first line."
+                    )
                 if not np.isfinite(vector).all():
                     raise InputError(
                         f"{path}: the vector of '{word}', word {number + 1}, has numbers that are not finite."
@@ -315,19 +324,31 @@ def _opened(path):
 
 
 def _is_text(sample):
-    """Do numbers stand as text behind the first word?"""
+    """Do numbers stand as text behind the first word, or behind others, if it has spaces?"""
+    fields = sample.split(b"\n")[0].rstrip(b"\r ").split(b" ")[1:]
+    numbers = sum(_is_number(field.replace(b",", b".")) for field in fields)
+    return bool(fields) and 2 * numbers >= len(fields)
+
+
+def _is_number(field):
     try:
-        return bool([float(field) for field in sample.split(b"\n")[0].split()[1:3]])
+        float(field)
     except ValueError:
         return False
+    return True
 
 
 def _text_row(file, width):
     word, *fields = file.readline().rstrip(b"\r\n ").rsplit(b" ", width)
-    try:
-        return word, np.array(fields, np.float32) if len(fields) == width else None
-    except ValueError:
+    if len(fields) < width:
         return word, None
+    try:
+        return word, np.array(fields, np.float32)
+    except ValueError:
+        try:  # 0,5 for 0.5?
+            return word, np.array([field.replace(b",", b".") for field in fields], np.float32)
+        except ValueError:
+            return word, None
 
 
 def _binary_row(file, width):
@@ -339,10 +360,23 @@ def _binary_row(file, width):
     return bytes(word), np.frombuffer(values, "<f4") if len(values) == 4 * width else None
 
 
+def check_word_files(paths):
+    """Raise InputError if two files have one name, under which the results would stand."""
+    known = {}
+    for path in map(Path, paths):
+        if path.stem in known:
+            raise InputError(
+                f"word_files '{known[path.stem]}' and '{path}' have the same name: rename one of the two."
+            )
+        known[path.stem] = path
+
+
 def _lines(path):
+    """[(number, line)] without those that are empty or a comment."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return [line for line in file.read().splitlines() if line.strip() and not line.startswith("#")]
+            lines = enumerate(file.read().splitlines(), start=1)
+            return [(number, line) for number, line in lines if line.strip() and not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The word file {path} could not be read: {error}.") from error
 
@@ -355,6 +389,7 @@ __all__ = [
     "METRICS",
     "SETTINGS",
     "WordVectors",
+    "check_word_files",
     "read_word2vec",
     "run",
     "save_word_map",

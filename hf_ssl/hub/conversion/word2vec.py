@@ -4,6 +4,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from ...data.words import UNKNOWN, word_tokenizer
+from ...errors import InputError
 from ...evaluation.protocols.words import read_word2vec
 from ...methods import Word2VecModel, WordVectorsConfig
 from .release import Release, digests
@@ -38,17 +39,24 @@ def convert_word2vec(args):
     """Word vectors in word2vec's text or binary format: GoogleNews-vectors-negative300.bin, gensim's, others'."""
     words, vectors = read_word2vec(args.file)
     numbers = [number for number, word in enumerate(words) if word != UNKNOWN]
+    if not numbers:
+        raise InputError(f"{args.file} has no word but {UNKNOWN}, which is reserved.")
     model = Word2VecModel(WordVectorsConfig(vocab_size=len(numbers) + 1, hidden_size=vectors.shape[1])).eval()
     model.embeddings.weight[1:] = vectors[numbers]
     name = args.output_dir.resolve().name
     data = ModelCardData(
         library_name="transformers", pipeline_tag="feature-extraction", tags=["hf_ssl", "word2vec"], model_name=name
     )
+    notes = [f"The word {UNKNOWN} is reserved and was left out."] if len(numbers) < len(words) else []
+    if apart := [word for word in words if word.split() != [word]]:
+        notes.append(
+            f"{len(apart)} words, such as '{apart[0]}', are empty or have a space: the tokenizer never finds them."
+        )
     sizes = {"name": name, "file": args.file.name, "count": f"{len(numbers):,}", "width": vectors.shape[1]}
     return Release(
         encoder=model,
         processor=word_tokenizer([words[number] for number in numbers], prepared=True),
         pretraining=None,
         card=ModelCard.from_template(data, template_str=CARD, **sizes, **digests(args.file)),
-        notes=(f"The word {UNKNOWN} is reserved and was left out.",) if len(numbers) < len(words) else (),
+        notes=tuple(notes),
     )
