@@ -392,6 +392,17 @@ def test_bad_requests_are_said_in_one_sentence(bert, tmp_path):
         ({"cut_passages": True}, "passages are cut from one text a row"),
         ({"task": "mrcp"}, "task 'mrcp' is unknown: expected one of cola"),
         ({"protocols": ["neighbours"]}, "Protocol 'neighbours' is unknown: expected some of knn"),
+        ({"max_samples": 0}, "max_samples must be at least 1, found 0"),
+        ({"max_samples": -3}, "max_samples must be at least 1, found -3"),
+        ({"seed": -1, "test_fraction": 0.2}, r"seed must be at least 0 and below 2\*\*32, found -1"),
+        ({"fine_tune_epochs": 0}, "fine_tune_epochs must be at least 1, found 0"),
+        ({"fine_tune_fractions": [0.1, 0]}, "fine_tune_fractions must lie above 0 and be at most 1, found 0"),
+        ({"fine_tune_fractions": [2]}, "fine_tune_fractions must lie above 0 and be at most 1, found 2"),
+        ({"fine_tune_learning_rate": float("nan")}, "fine_tune_learning_rate must be a number above 0, found nan"),
+        (
+            {"protocols": ["words"], "word_files": ["one/s.txt", "other/s.txt"]},
+            "word_files 'one/s.txt' and 'other/s.txt' have the same name: rename one",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             evaluate_text(bert, **common | asked)

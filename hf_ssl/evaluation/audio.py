@@ -10,7 +10,7 @@ from .protocols.phones import HIDDEN, Phones, find_segments
 from .protocols.speakers import Speakers
 from .protocols.supervised import Supervised
 from .results import named_after
-from .run import FROZEN, METRICS, check_protocols, run_protocols
+from .run import FROZEN, METRICS, check_fine_tuning, check_protocols, run_protocols
 from .sources import Source, Splits
 
 PROTOCOLS = ("knn", "linear_probe", "low_label", "tsne", "phones", "phones_hidden", "speakers", "supervised")
@@ -31,6 +31,7 @@ def evaluate_audio(
     encoder at random initialisation.
     """
     check_protocols(protocols, PROTOCOLS, output_dir)
+    check_fine_tuning(fine_tune_epochs)
     encoder = load_audio_encoder(name_or_path, revision)
     split_names, columns = (train_split, test_split), (audio_column,) if audio_column else ()
     source = Source("speech", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed)

@@ -7,7 +7,7 @@ from .encoders.images import decode_rows, first_images, image_and_label, labelle
 from .encoders.loading import random_encoder
 from .protocols.fine_tune import FRACTIONS, LabelledRows, fine_tune
 from .protocols.fine_tune import SETTINGS as FINE_TUNE
-from .run import SETTINGS, check_protocols, run_protocols
+from .run import SETTINGS, check_fine_tuning, check_protocols, run_protocols
 from .sources import Source, Splits
 
 PROTOCOLS = (*SETTINGS, "neighbours", "tsne")
@@ -31,6 +31,7 @@ def evaluate_images(
     Features are extracted by all processes together, the probes run on the main one. Raises InputError.
     """
     check_protocols(protocols, PROTOCOLS, output_dir)
+    check_fine_tuning(fine_tune_epochs, fine_tune_fractions)
     encoder = load_encoder(name_or_path, revision)
     split_names, columns = (train_split, test_split), (image_column,) if image_column else ()
     source = Source("images", dataset_name, config_name, *split_names, columns, streaming, max_samples, seed)

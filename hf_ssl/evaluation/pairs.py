@@ -17,7 +17,7 @@ from .processes import process_state
 from .protocols import retrieval, zero_shot
 from .protocols.fine_tune import FRACTIONS
 from .results import ROWS
-from .run import check_protocols
+from .run import check_fine_tuning, check_protocols
 from .sources import Source, numbered_classes
 
 EXTRA = {"zero_shot": zero_shot, "retrieval": retrieval}  # as run.py describes
@@ -96,6 +96,7 @@ def evaluate_pairs(
     cut at the model's positions, and the results say how many were. Raises InputError.
     """
     check_protocols(protocols, PROTOCOLS, output_dir)
+    check_fine_tuning(fine_tune_epochs, fine_tune_fractions)
     if prompts and class_texts:
         raise InputError(f"prompts and class_texts '{class_texts}' both describe the classes: give one of the two.")
     prompts = _read_prompts(prompts) if prompts else None

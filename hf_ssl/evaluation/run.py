@@ -6,6 +6,7 @@ SETTINGS, what a reader must know to repeat it, and METRICS, a Metric for each c
 text.py or pairs.py, or, with arguments of its own, in audio.py. Every process calls it; only the main one's numbers count.
 """
 
+import math
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -151,6 +152,17 @@ def check_protocols(protocols, known, output_dir):
             raise InputError(f"Protocol '{protocol}' draws a picture: give output_dir, the folder to save it in.")
 
 
+def check_fine_tuning(epochs=None, fractions=(), learning_rate=None):
+    """Raise InputError, in one sentence, for a number that fine-tuning cannot use; None is the default."""
+    if epochs is not None and epochs < 1:
+        raise InputError(f"fine_tune_epochs must be at least 1, found {epochs}.")
+    for fraction in fractions:
+        if not 0 < fraction <= 1:
+            raise InputError(f"fine_tune_fractions must lie above 0 and be at most 1, found {fraction}.")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise InputError(f"fine_tune_learning_rate must be a number above 0, found {learning_rate}.")
+
+
 def _frozen_protocols(features, protocols, data, seed, numbers, chosen):
     """Adds {row: {column: percent}} to `numbers`, {row: the probe's chosen settings} to `chosen`."""
     for row, (train, test) in features.items():
@@ -174,9 +186,9 @@ def _fine_tune_protocol(encoders, tune, fractions, numbers):
     """Adds the columns fine_tune_1%, fine_tune_10% and fine_tune, or, say, fine_tune_f1_1%, to `numbers`."""
     for row in [row for row in encoders if row not in BASELINE_FEATURES]:
         for fraction in fractions:
-            part = "" if fraction == 1 else f"_{fraction:.0%}"
+            part = "" if fraction == 1 else f"_{100 * fraction:g}%"
             for end, value in tune(encoders[row], fraction).items():
                 numbers[row][f"fine_tune{end}{part}"] = percent(value)
 
 
-__all__ = ["FROZEN", "METRICS", "PICTURES", "SETTINGS", "check_protocols", "run_protocols"]
+__all__ = ["FROZEN", "METRICS", "PICTURES", "SETTINGS", "check_fine_tuning", "check_protocols", "run_protocols"]

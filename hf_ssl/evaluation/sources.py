@@ -12,6 +12,7 @@ import torch
 
 from ..data.holdout import check_fraction, hold_out
 from ..data.loading import LABEL_COLUMNS, DataError, column_names, find_column, load_split, say_once
+from ..errors import InputError
 from ..training.records import public_place
 from .features import take_samples
 
@@ -45,6 +46,12 @@ class Source:
     was_read: bool = False
     rows: dict = field(default_factory=dict)  # of the splits that were read, all of them
     found: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.max_samples is not None and self.max_samples < 1:
+            raise InputError(f"max_samples must be at least 1, found {self.max_samples}.")
+        if not 0 <= self.seed < 2**32:  # what NumPy and scikit-learn take
+            raise InputError(f"seed must be at least 0 and below 2**32, found {self.seed}.")
 
     def hold_out(self, test_fraction, group_column, label_column):
         """Test on a part of `train_split`, unless test_fraction is None. Raises InputError."""

@@ -17,7 +17,7 @@ from .protocols.fine_tune import FRACTIONS, LabelledRows
 from .protocols.fine_tune_text import METRICS as FINE_TUNE_METRICS
 from .protocols.fine_tune_text import SETTINGS as FINE_TUNE
 from .protocols.fine_tune_text import TASKS, fine_tune_text
-from .run import FROZEN, SETTINGS, check_protocols, run_protocols
+from .run import FROZEN, SETTINGS, check_fine_tuning, check_protocols, run_protocols
 from .sources import Source, Splits
 
 # protocols that need no labels: name to module, as run.py describes
@@ -48,8 +48,10 @@ def evaluate_text(
     Labels that are floats are for fine-tuning by regression only. Raises InputError.
     """
     check_protocols(protocols, PROTOCOLS, output_dir)
+    check_fine_tuning(fine_tune_epochs, fine_tune_fractions, fine_tune_learning_rate)
     if word_files and "words" not in protocols:
         raise InputError(f"word_files '{word_files[0]}' is for the protocol words, found {', '.join(protocols)}.")
+    words.check_word_files(word_files or ())
     if text_column_2 is not None and text_column is None:
         raise InputError(
             f"text_column_2 '{text_column_2}' is the second text of a pair: name the first by text_column."
