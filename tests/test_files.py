@@ -99,9 +99,12 @@ def test_links_are_followed_and_other_files_are_named(tmp_path, messages):
 def test_pictures_that_the_metadata_do_not_list_are_counted(tmp_path, messages):
     for name in ("0.png", "mask_0.png", "1.png"):
         put(tmp_path / name)
-    put(tmp_path / "metadata.csv", b"mask_file_name,file_name,label\nmask_0.png,0.png,cat\n")
+    put(tmp_path / "metadata.csv", b"file_name,mask_file_name,label\n0.png,mask_0.png,cat\n")
     data, column = image_rows(load_split(str(tmp_path)))
     assert len(data) == 1 and column == "image" and "1 of 3 images are not read" in messages.text
+    put(tmp_path / "b/0.png")
+    put(tmp_path / "b/metadata.csv", b"file_name,label\nmissing.png,cat\n")
+    assert len(load_split(str(tmp_path / "b"))) == 1 and "1 of 1 images are not read" in messages.text
 
 
 def test_files_of_every_kind_by_folder_and_by_name(tmp_path):
@@ -226,6 +229,77 @@ def test_a_broken_file_is_named_with_the_reason(name, content, why, streaming, t
     path = put(tmp_path / name, content)
     with pytest.raises(DataError, match=f"The file '{path}' cannot be read: .*{why}"):
         list(load_split(str(tmp_path), sample="text", streaming=streaming))
+
+
+SENTENCE = {"text": "Hello, there", "label": 1}
+TABLES = {  # files -> (rows, what is said)
+    "tabs": ({"a.tsv": b"text\tlabel\nHello, there\t1\n"}, [SENTENCE], None),
+    "tabs and commas": (
+        {"a.tsv": b"text\tlabel\nno\t1\n", "b.csv": b'text,label\n"Hello, there",1\n'}, [SENTENCE],
+        "1 .tsv files are not read.*'a.tsv'",
+    ),
+    "words for nothing": (
+        {"a.csv": b"text,label\nNA,None\nnull,US\n,NA\n"},
+        [{"text": "NA", "label": "None"}, {"text": "null", "label": "US"}, {"text": None, "label": "NA"}], None,
+    ),
+    "missing numbers": ({"a.csv": b"n,b\n1.5,NA\nNA,True\n"}, [{"n": 1.5, "b": None}, {"n": None, "b": True}], None),
+    "a mark of the order of bytes": ({"a.txt": b"\xef\xbb\xbfone\ntwo\n"}, [{"text": "one"}, {"text": "two"}], None),
+    "such marks in documents": (
+        {"a.txt": b"\xef\xbb\xbfone", "b.txt": b"\xef\xbb\xbftwo"}, [{"text": "one"}, {"text": "two"}], None
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])
+@pytest.mark.parametrize("table", TABLES)
+def test_texts_and_tables_are_read_as_they_are_written(table, streaming, tmp_path, messages):
+    files, rows, said = TABLES[table]
+    for name, content in files.items():
+        put(tmp_path / name, content)
+    assert list(load_split(str(tmp_path), sample="text", streaming=streaming)) == rows
+    assert said is None or re.search(said, messages.text)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("a.csv", b"text,label\none, two,x\nthree, four,y\n", "a.csv' cannot be read: its rows have more fields than its header"),
+        ("a.csv", b"text,label\none,x\nthree, four,y\n", "a.csv' cannot be read: .*line 3.*texts with commas in quotes"),
+        ("a.txt", b"", "is empty: found 0 rows"),
+    ],
+    ids=["shifted", "surplus", "empty"],
+)  # fmt: skip
+def test_tables_without_quotes_and_empty_texts_are_refused_in_one_sentence(
+    name, content, said, streaming, tmp_path, messages
+):
+    put(tmp_path / name, content)
+    with pytest.raises(DataError, match=said):
+        load_split(str(tmp_path), sample="text", streaming=streaming)
+    assert "Failed to read file" not in messages.text
+
+
+def test_a_column_of_which_the_files_differ_in_type_is_named(tmp_path):
+    put(tmp_path / "train.csv", b"text,label\none,a\ntwo,b\n")
+    put(tmp_path / "test.csv", b"text,label\none,0\n")
+    with pytest.raises(DataError, match="column 'label' holds numbers in '.*test.csv' and text in '.*train.csv'"):
+        load_split(str(tmp_path), sample="text")
+
+
+def test_names_of_home_folders_empty_names_and_parts_of_streams(tmp_path, monkeypatch):
+    put(tmp_path / "texts/a.txt", b"one\ntwo\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/texts", "~/texts/a.txt", "~/texts/*.txt"):
+        assert len(load_split(name, sample="text")) == 2
+    for name in ("~/elsewhere", "~nobody/texts"):
+        with pytest.raises(DataError, match=f"'{name}' was not found"):
+            load_split(name, sample="text")
+    for name in ("", " "):
+        with pytest.raises(DataError, match="dataset_name is empty"):
+            load_split(name, sample="text")
+    for split in ("train[:1]", "train+train"):
+        with pytest.raises(DataError, match="is a slice or a sum, which streams do not have"):
+            load_split("~/texts", split, sample="text", streaming=True)
 
 
 def test_usual_names_come_before_types(messages):

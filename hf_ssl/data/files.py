@@ -31,6 +31,8 @@ _PACKED = ("parquet", "arrow", "webdataset")
 _OF_IMAGES = (("imagefolder", *_PACKED), ("json", "csv"), ("text",))
 _WANTED = {"images": _OF_IMAGES, "emoji": _OF_IMAGES, "speech": (("audiofolder", *_PACKED), ("json", "csv"))}
 _WANTED["text"] = ((*_PACKED, "text", "json", "csv"),)
+# "NA", "None" and "null" are words; a mark before the first letter is none
+_OPTIONS = {"csv": {"keep_default_na": False, "na_values": [""]}, "text": {"encoding": "utf-8-sig"}}
 _NOT_DATA = ("README.md", "config.json", "dataset_info.json", "dataset_infos.json")
 _KEYWORDS = {
     "train": ("train", "training"),
@@ -63,11 +65,12 @@ class LocalFiles:
         }
         return {"data_files": files} | self.options
 
-    def count(self, split):
-        """The images or recordings in a split; None if its files hold several rows."""
-        if self.builder not in MEDIA or split not in self.splits:
-            return None
-        return sum(builder_of(path) == self.builder for path in self.splits[split])
+    def listed(self, split):
+        """The images or recordings in a split that lie beside metadata, which may leave some out; else none."""
+        paths = self.splits.get(split, ()) if self.builder in MEDIA else ()
+        if not any(os.path.basename(path) in METADATA for path in paths):
+            return []
+        return [path for path in paths if builder_of(path) == self.builder]
 
 
 def builder_of(path):
@@ -127,7 +130,16 @@ def files_of_list(files, sample):
     taken = [path for path in files if data.get(path, with_metadata and builder) == builder]
     if with_metadata:
         return LocalFiles(builder, {"train": taken})
-    sound, notes = [path for path in taken if not _is_empty(path)], []
+    notes, options = [], dict(_OPTIONS.get(builder, {}))
+    tabs = [path for path in taken if ".tsv" in map(str.lower, Path(path).suffixes[-2:])]
+    if tabs and len(tabs) < len(taken):
+        notes.append(
+            f"{len(tabs)} .tsv files are not read, since there are .csv files: {_named(tabs)}. Name them by a glob."
+        )
+        taken = [path for path in taken if path not in tabs]
+    elif tabs:
+        options["sep"] = "\t"
+    sound = [path for path in taken if not _is_empty(path)]
     if 0 < len(sound) < len(taken):
         notes.append(f"{len(taken) - len(sound)} of {len(taken)} files are empty: {_named(set(taken) - set(sound))}.")
     if cut := [path for path in sound if _is_cut_off(path)]:
@@ -135,7 +147,7 @@ def files_of_list(files, sample):
             f"{len(cut)} of {len(taken)} .tar files are cut off, so that rows at their ends are missing: {_named(cut)}. Fetch or "
             "write them again."
         )
-    return LocalFiles(builder, {"train": sound or taken}, notes=notes)
+    return LocalFiles(builder, {"train": sound or taken}, options, notes)
 
 
 def _walk(folder, above=()):

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import datasets
 import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from datasets import Dataset, IterableDataset
+from datasets.packaged_modules.csv import csv
+from datasets.packaged_modules.json import json
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import DatasetCard
 
@@ -24,6 +28,7 @@ LARGEST_DOCUMENT = 2**24  # bytes; a larger .txt file is no document but a list 
 FILES_A_SHARD = 2000  # documents of a stream that lie together: pairs are drawn from them
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
 _MEDIA = (datasets.Image, datasets.Audio)
+_MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "<NA>", "#N/A", "#NA")
 _BYTES = ("binary", "large_binary")  # of images or recordings, where a column does not say what they are
 
 
@@ -39,6 +44,10 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
     what is looked for in a folder of several kinds. Each of several .txt files is a document; of a single one each paragraph
     between blank lines, or without them each line. Raises DataError if there is no such data set or split.
     """
+    if streaming and ("[" in split or "+" in split):
+        raise DataError(
+            f"split '{split}' is a slice or a sum, which streams do not have: name one whole split, or leave out --streaming."
+        )
     found = _find(dataset_name, sample, config_name)
     local = isinstance(found, LocalFiles)
     load = partial(_load, config_name=config_name, split=split, streaming=streaming)
@@ -61,10 +70,11 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
         raise
     except Exception as error:  # whatever the reader of a format raises
         raise DataError(f"{where} has no readable split '{split}': {reason(error)}.") from error
-    if isinstance(data, Dataset) and len(data) == 0:
-        raise DataError(
-            f"dataset_name '{dataset_name}' is empty: found 0 rows in split '{split}', expected at least 1."
-        )
+    if streaming:
+        _name_broken_files(data)
+    # of local texts the first row is soon read, and other streams tell their columns even if they have no rows
+    if not (len(data) if isinstance(data, Dataset) else not local or data.features or column_names(data)):
+        raise DataError(f"{where} is empty: found 0 rows in split '{split}', expected at least 1.")
     if local:
         left = _left_out(found, split, data)
         for note in found.notes + left:
@@ -72,8 +82,6 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
     if streaming and data.features:
         # files on the Hub would be decoded ahead by threads, even where a column is cast to stay undecoded
         data = data.decode(num_threads=0)
-    if streaming:
-        _name_broken_files(data)
     return data
 
 
@@ -85,7 +93,9 @@ def _load(found, config_name, split, streaming):
 
 def _without_broken_files(found, split, streaming, error):
     """Of a stream, the same files with one first that can be read, which tells the columns: what is broken in others is met,
-    and counted, later. Raises DataError, with the name of the file, where there is none, and for rows that are not streamed."""
+    and counted, later. Raises DataError, with the name of the file, where there is none, and for rows that are not streamed;
+    with the name of the column where each file can be read but not all have the same type in it."""
+    kinds = {}  # {column: {file: whether it holds text or numbers}}
     for name, paths in found.splits.items():
         if streaming and name != split:
             continue
@@ -93,8 +103,11 @@ def _without_broken_files(found, split, streaming, error):
             alone = LocalFiles(found.builder, {name: [path]}, found.options)
             try:
                 rows = iter(_load(alone, None, name, streaming=True))
-                for _ in islice(rows, 1 if streaming else None):
-                    pass
+                for row in islice(rows, 1 if streaming else None):
+                    for column, value in row.items():
+                        if isinstance(value, str | int | float):
+                            kind = "text" if isinstance(value, str) else "numbers"
+                            kinds.setdefault(column, {}).setdefault(path, set()).add(kind)
             except Exception as problem:
                 if not streaming or path == paths[-1]:
                     because = what_it_is(path) or reason(problem)
@@ -102,6 +115,12 @@ def _without_broken_files(found, split, streaming, error):
             else:
                 if streaming:
                     return replace(found, splits={split: [path, *(other for other in paths if other != path)]})
+    for column, (first, *others) in ((column, list(files.items())) for column, files in kinds.items()):
+        if other := next((file for file in others if file[1].isdisjoint(first[1])), None):
+            held = " and ".join(f"{', '.join(sorted(types))} in '{file}'" for file, types in (first, other))
+            raise DataError(
+                f"The column '{column}' holds {held}: give it one type in the files of all splits."
+            ) from error
     raise error
 
 
@@ -151,7 +170,7 @@ def _stream_of_files(paths):
 def _texts_of_files(shards):
     for path in (path for shard in shards for path in shard):
         try:
-            with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as file:
+            with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as file:
                 yield {"text": file.read()}
         except UnicodeDecodeError as error:
             say_once(f"The file {path} is left out: it is not UTF-8 ({error.reason}).", logging.WARNING)
@@ -159,15 +178,20 @@ def _texts_of_files(shards):
 
 def _left_out(found, split, data):
     """What to say of images or recordings that no row has, since metadata.csv does not list them."""
-    lie, columns = (
-        found.count(split),
-        [feature for feature in (data.features or {}).values() if isinstance(feature, _MEDIA)],
-    )
-    if lie is None or not isinstance(data, Dataset) or len(data) * len(columns) >= lie:
+    lie = found.listed(split)
+    if not lie or not isinstance(data, Dataset):
         return []
-    kind = MEDIA[found.builder]
+    left = set(map(os.path.normpath, lie))
+    for column, feature in data.features.items():
+        if isinstance(feature, _MEDIA):
+            stored = data.select_columns([column]).with_format("arrow")[:][column]
+            left.difference_update(
+                os.path.normpath(path) for path in pc.struct_field(stored, "path").to_pylist() if path
+            )
+    if not left:
+        return []
     return [
-        f"{lie - len(data) * len(columns)} of {lie} {kind} are not read, since the metadata beside them do not list them."
+        f"{len(left)} of {len(lie)} {MEDIA[found.builder]} are not read, since the metadata beside them do not list them."
     ]
 
 
@@ -178,7 +202,9 @@ def reason(error):
     text = " ".join(str(error).strip().split("\n")[:2]).rstrip(".") or type(error).__name__
     if isinstance(error, yaml.YAMLError):
         return f"the metadata of its README.md are no YAML ({text}): put values with a colon in quotes"
-    if "corresponds to no data" in text:
+    if "Error tokenizing data" in text:
+        return f"{text}: put commas between columns (tabs in .tsv files), and texts with commas in quotes"
+    if "corresponds to no data" in text or "at least one example" in text:
         return "the data set is empty: found 0 rows, expected at least 1"
     if "don't share the same prefix or the same types" in text:
         return (
@@ -224,11 +250,42 @@ def _or_none(kind, decode):
 WebDataset.DECODERS = {kind: _or_none(kind, decode) for kind, decode in WebDataset.DECODERS.items()}
 
 
+def _typed_columns(self, table, cast=csv.Csv._cast_table):
+    """Columns of numbers that "NA" and the like are missing from, as numbers: only in texts are these words. Raises DataError
+    where `pandas` has taken the first field of rows for an index."""
+    if "__index_level_0__" in table.column_names:
+        raise DataError("its rows have more fields than its header: put texts with commas in quotes")
+    for number, name in enumerate(table.column_names):
+        missing = pc.is_in(table[name], pa.array(_MISSING, table[name].type)) if _is_text(table[name].type) else None
+        if missing is None or not pc.any(missing).as_py():
+            continue
+        values = pc.if_else(missing, None, table[name])
+        for kind in (pa.float64(), pa.bool_()):
+            try:
+                if values.null_count < len(values):
+                    table = table.set_column(number, name, values.cast(kind))
+                    break
+            except pa.ArrowInvalid:
+                pass
+    return cast(self, table)
+
+
+def _is_text(kind):
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+csv.Csv._cast_table = _typed_columns
+for _name in (csv.__name__, json.__name__):  # they log the error that they raise
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
 def _find(dataset_name, sample, config_name):
     """What to load: LocalFiles, or what `datasets.load_dataset` finds by itself."""
     if dataset_name is None:
         return str(SAMPLES / sample)
-    path = Path(dataset_name)
+    if not str(dataset_name).strip():
+        raise DataError("dataset_name is empty: expected a Hub id, a folder or a glob of files.")
+    path = Path(os.path.expanduser(dataset_name))
     if path.is_dir():
         if config_name or _card_says_what_to_read(path):
             return str(path)
@@ -245,17 +302,13 @@ def _find(dataset_name, sample, config_name):
         raise DataError(
             f"dataset_name '{dataset_name}' is a folder without files: expected images, audio, parquet or .tar."
         )
-    if (
-        files := [str(path.absolute())]
-        if path.is_file()
-        else sorted(filter(os.path.isfile, glob.glob(str(dataset_name))))
-    ):
+    if files := [str(path.absolute())] if path.is_file() else sorted(filter(os.path.isfile, glob.glob(str(path)))):
         if (found := files_of_list([os.path.abspath(file) for file in files], sample)) is not None:
             return found
         suffix = Path(files[0]).suffix.lower()
         advice = "unpack them and name the folder" if suffix == ".zip" else f"expected one of {', '.join(ENDINGS)}"
         raise DataError(f"dataset_name '{dataset_name}' names '{suffix}' files, which are not read: {advice}.")
-    if path.is_absolute() or dataset_name.startswith(".") or dataset_name.count("/") > 1 or "*" in dataset_name:
+    if path.is_absolute() or dataset_name.startswith((".", "~")) or dataset_name.count("/") > 1 or "*" in dataset_name:
         raise DataError(
             f"dataset_name '{dataset_name}' was not found: expected a Hub id, a folder or a glob of files."
         )
