@@ -191,7 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.action()
         if self.action == "reset":
             return self._break()
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        self.body = self.rfile.read(length)
+        if len(self.body) < length:  # the client has ended
+            return self._break()
         if isinstance(self.action, int):
             return self._answer(self.action, b"the Hub is unwell", fault.headers)
         with hub.lock:

@@ -345,7 +345,10 @@ def test_a_protocol_brings_its_columns_rows_and_units(bert, monkeypatch, tmp_pat
     assert results["settings"]["masked_words"] == {"probability": 0.15}
     (entry,) = _eval_results([results], "text")
     assert (entry.metric_type, entry.task_type, entry.metric_value) == ("loss", "fill-mask", 6.25)
-    assert entry.metric_name == "loss of masked words (nats)" and entry.dataset_name == "hf_ssl/samples/text"
+    assert (
+        entry.metric_name == "loss of masked words (nats, at most 4,000 rows)"
+        and entry.dataset_name == "hf_ssl/samples/text"
+    )
 
 
 def test_numbers_as_labels_are_for_fine_tuning(bert, tmp_path):

@@ -97,7 +97,7 @@ def _with_arguments_of_transformers(forward):
         wanted = {name: getattr(self.config, name) if value is None else value for name, value in given.items()}
         wanted = {name: value for name, value in wanted.items() if value is not None and value is not False}
         if wanted:
-            output = _record(self.encoder, wanted, lambda: forward(self, *args, **kwargs))
+            output = _record(self.observed_module, wanted, lambda: forward(self, *args, **kwargs))
         else:
             output = forward(self, *args, **kwargs)
         as_dict = self.config.return_dict if return_dict is None else return_dict
@@ -199,7 +199,7 @@ class SSLModel(PreTrainedModel):
         return self.backbone
 
     @property
-    def encoder(self) -> PreTrainedModel:
+    def observed_module(self) -> PreTrainedModel:
         """Whose hidden states and attentions `forward` returns if asked to."""
         return self.base_model
 

@@ -132,7 +132,7 @@ class CLIPForPreTraining(SSLModel):
         return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
     @property
-    def encoder(self):
+    def observed_module(self):
         """The tower of images."""
         return self.clip.vision_model
 
