@@ -77,7 +77,9 @@ def _run(results, function, arguments, rank, processes, port):
 
 
 def _prepare(rank, processes, port):
-    signals.signal(signals.SIGINT, signals.default_int_handler)  # which is ignored where the tests run in the background
+    signals.signal(
+        signals.SIGINT, signals.default_int_handler
+    )  # which is ignored where the tests run in the background
     if processes > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),

@@ -316,3 +316,26 @@ def test_usual_names_come_before_types(messages):
         image_rows(data(annotation=picture, image=datasets.Value("string")))[1] == "annotation"
     )  # a text is no image
     assert image_rows(data(features=datasets.Array2D((2, 2), "float32"), image=datasets.Value("binary")))[1] == "image"
+
+
+def test_globs_reach_into_folders_and_dead_links_are_counted(tmp_path, messages):
+    for name in ("1.png", "b/2.png", "b/c/3.png"):
+        path = tmp_path / "deep" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(path)
+    assert len(load_split(str(tmp_path / "deep/**/*.png"))) == 3
+    (tmp_path / "deep/b/gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert len(load_split(str(tmp_path / "deep"))) == 3
+    assert re.search("1 links point to files that are not there: .*gone.png", messages.text)
+
+
+def test_numbers_behind_a_dot_make_no_samples_of_a_tar(tmp_path):
+    picture = io.BytesIO()
+    Image.new("L", (4, 4)).save(picture, "PNG")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number in range(3):
+            member = tarfile.TarInfo(f"photo.{number:04d}.png")
+            member.size = len(picture.getvalue())
+            tar.addfile(member, io.BytesIO(picture.getvalue()))
+    with pytest.raises(DataError, match=r"images such as 'photo.0000.png', which all count as one sample"):
+        image_rows(load_split(str(tmp_path)))

@@ -90,10 +90,13 @@ def files_of_folder(folder, sample):
         )
     if (folder / "state.json").is_file():  # Dataset.save_to_disk
         return _saved({"train": folder})
-    files = sorted(_walk(folder))
+    dead = []
+    files = sorted(_walk(folder, dead))
     found = files_of_list(files, sample)
     if found is None:
         return None
+    if dead:
+        found.notes.append(f"{len(dead)} links point to files that are not there: {_named(sorted(dead), folder)}.")
     [(_, taken)] = found.splits.items()
     parts = {path: Path(path).relative_to(folder).parts for path in taken}
     if found.builder in MEDIA:
@@ -150,8 +153,8 @@ def files_of_list(files, sample):
     return LocalFiles(builder, {"train": sound or taken}, options, notes)
 
 
-def _walk(folder, above=()):
-    """The paths of all files that are data, through links too."""
+def _walk(folder, dead, above=()):
+    """The paths of all files that are data, through links too. dead: takes up the links to files that are not there."""
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder that it lies in
         return
@@ -159,9 +162,11 @@ def _walk(folder, above=()):
         if entry.name.startswith((".", "__")):
             continue
         if entry.is_dir():
-            yield from _walk(entry.path, (*above, real))
+            yield from _walk(entry.path, dead, (*above, real))
         elif entry.is_file() and entry.name not in _NOT_DATA:
             yield entry.path
+        elif entry.is_symlink() and builder_of(entry.name):
+            dead.append(entry.path)
 
 
 def _saved(folders):

@@ -1,6 +1,7 @@
 """Image columns: finding them, and decoding one row's value to a uint8 tensor."""
 
 import io
+import re
 
 import datasets
 import numpy as np
@@ -16,6 +17,7 @@ from .loading import DataError, find_column, raw_column
 from .views import CenterCrop
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values")
+NUMBERED_FILE = re.compile(r".*[0-9].*[.](png|jpe?g|webp|bmp|gif|tiff?)", re.IGNORECASE)  # as a column of a .tar file
 PIL_MODES = {1: "L", 3: "RGB"}
 LARGE_VIEW = 96  # pixels a side from which views are cropped when the images are decoded
 PHOTOGRAPH = 2**20  # pixels of an image that is never held whole beside others
@@ -27,6 +29,11 @@ def image_rows(data, image_column=None):
     column = find_column(
         data, image_column, "image", IMAGE_COLUMNS, (datasets.Image, datasets.Array3D, datasets.Array2D), values=False
     )
+    if image_column is None and NUMBERED_FILE.fullmatch(column):
+        raise DataError(
+            f"The .tar files have images such as 'photo.{column}', which all count as one sample, 'photo': rename them without "
+            "dots but the last, photo_0001.png for instance."
+        )
     kind = (data.features or {}).get(column)
     if isinstance(kind, datasets.List) and isinstance(kind.feature, datasets.Image):
         raise DataError(f"image_column '{column}' holds lists of images: expected one in a row.")

@@ -208,8 +208,8 @@ def reason(error):
         return "the data set is empty: found 0 rows, expected at least 1"
     if "don't share the same prefix or the same types" in text:
         return (
-            "the samples of its .tar files have not all the same extensions, such as jpg in some and png in others: rename them "
-            "to one (images may stay as they are)"
+            "the first samples of its .tar files have not all the same extensions, such as jpg in some and png in others, or "
+            "lack a file that others have: rename them to one (images may stay as they are), and leave out the rest"
         )
     return text
 
@@ -302,7 +302,11 @@ def _find(dataset_name, sample, config_name):
         raise DataError(
             f"dataset_name '{dataset_name}' is a folder without files: expected images, audio, parquet or .tar."
         )
-    if files := [str(path.absolute())] if path.is_file() else sorted(filter(os.path.isfile, glob.glob(str(path)))):
+    if (
+        files := [str(path.absolute())]
+        if path.is_file()
+        else sorted(filter(os.path.isfile, glob.glob(str(path), recursive=True)))
+    ):
         if (found := files_of_list([os.path.abspath(file) for file in files], sample)) is not None:
             return found
         suffix = Path(files[0]).suffix.lower()
