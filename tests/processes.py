@@ -49,7 +49,10 @@ def launch(function, *arguments, processes=1, kill_when=None, signal="kill", tim
                 os.kill(process.pid, SIGNALS[signal])
         for process in group:
             process.join(timeout)
-        return [process.exitcode for process in group]
+        codes = [process.exitcode for process in group]
+        for process in group:
+            process.kill()  # what has not ended
+        return codes
     found, errors, deadline = {}, [], time.monotonic() + timeout
     while (alive := any(process.is_alive() for process in group)) or not results.empty():
         if not results.empty():  # drained while they run: a full pipe would block them
