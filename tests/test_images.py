@@ -316,3 +316,15 @@ def test_a_preset_that_shrinks_photos_names_the_larger_ones(caplog):
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
     log_network(model, args, 28, presets, (200, 150))
     assert "200 x 150 px are shrunk to 28 px" in caplog.text and "--backbone resnet18 (96 px" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ({"bytes": b"<html>", "path": "cats/1.jpg"}, "cannot identify image file 'cats/1.jpg'"),
+        ({"bytes": None, "path": None}, "neither the bytes of an image nor its path"),
+    ],
+)
+def test_a_broken_image_is_named(value, message):
+    with pytest.raises(ValueError, match=message):
+        decode_image(value, 3)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets.utils.file_utils import xopen
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 from transformers import ViTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
@@ -63,14 +63,25 @@ def _opened(value):
         raise ValueError(
             "the row has no image; in .tar shards, where some are called .jpg and others .png, only those of one kind are found"
         )
+    path = None
     if isinstance(value, dict):
+        path = value.get("path")
         if value.get("bytes") is None:
+            if path is None:
+                raise ValueError("the row has neither the bytes of an image nor its path")
             with xopen(value["path"], "rb") as file:  # also inside archives and on the Hub
                 value = file.read()
         else:
             value = value["bytes"]
     if isinstance(value, bytes):
-        value = Image.open(io.BytesIO(value))
+        try:
+            value = Image.open(io.BytesIO(value))
+        except UnidentifiedImageError as error:  # which names the bytes, not their file
+            raise ValueError(
+                f"cannot identify image file {path!r}" if path else "cannot identify image file"
+            ) from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(str(error)) from error
     return value if isinstance(value, Image.Image) else np.asarray(value)
 
 
