@@ -266,7 +266,7 @@ def test_documents_of_one_sentence_are_told_from_others(tokenizer, streaming, ca
     assert "of segments in 'text' follow each other: expected documents of several sentences" in caplog.text
     caplog.clear()
     make(whole * 5)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_the_embedded_documents_stay_a_sentence_a_line():
@@ -280,7 +280,8 @@ def test_the_embedded_documents_stay_a_sentence_a_line():
 def test_a_vocabulary_is_the_same_at_every_run_and_says_if_it_is_small(caplog):
     texts = load_split(None, "validation", sample="text")["text"]
     one, other = (train_wordpiece(lambda: iter(texts), 2000) for _ in range(2))
-    assert one.get_vocab() == other.get_vocab() and len(one) == 2000 and not caplog.records
+    assert one.get_vocab() == other.get_vocab() and len(one) == 2000
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert one.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3, 4]
     assert one.tokenize("The People") == ["the", "people"]
     small = train_wordpiece(lambda: iter(["one two"]), 500)

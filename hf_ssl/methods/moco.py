@@ -122,7 +122,7 @@ class MoCoForPreTraining(SSLModel):
         group, queue = self.config.batch_norm_group_size, self.config.queue_size
         if self.has_batch_norm and size % group:
             raise ValueError(
-                f"The batch of a process, per_device_train_batch_size, must be a multiple of batch_norm_group_size={group}: "
+                f"The batch of a process, per_device_train_batch_size, must be a multiple of batch_norm_group_size={group}, "
                 f"found {size}."
             )
         if size * processes > queue:
