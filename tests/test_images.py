@@ -13,15 +13,24 @@ import torch.nn.functional as F
 from hf_ssl.scripts import pretrain_rotation
 from PIL import Image
 from test_views import multi_crop, two_views
-from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel, pipeline
+from transformers import AutoImageProcessor, AutoModel, BertConfig, ResNetConfig, ResNetModel, pipeline
 
 import hf_ssl
 from hf_ssl import RotationConfig, RotationForPreTraining
 from hf_ssl.cli.images import choose_processor, log_network
 from hf_ssl.cli.parse import parse_arguments
 from hf_ssl.cli.pretrain import Preset
-from hf_ssl.data import DataError, ImageDecoder, RandomResizedCropAndFlip, decode_image, image_processor, load_split
+from hf_ssl.data import (
+    DataError,
+    ImageDecoder,
+    RandomResizedCropAndFlip,
+    decode_image,
+    image_processor,
+    image_rows,
+    load_split,
+)
 from hf_ssl.data.images import PHOTOGRAPH
+from hf_ssl.data.pairs import check_texts
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation.encoders.images import ImageEncoder, first_images, load_encoder
 from hf_ssl.evaluation.encoders.loading import random_encoder, released_encoder
@@ -328,3 +337,22 @@ def test_a_preset_that_shrinks_photos_names_the_larger_ones(caplog):
 def test_a_broken_image_is_named(value, message):
     with pytest.raises(ValueError, match=message):
         decode_image(value, 3)
+
+
+def test_what_is_no_image_encoder_and_a_damaged_processor_are_refused(tmp_path):
+    with pytest.raises(InputError, match="backbone 'bert' is of model_type 'bert': expected an image encoder"):
+        choose_processor(SimpleNamespace(backbone_config=BertConfig()), SimpleNamespace(backbone="bert"))
+    encoder = ResNetConfig(num_channels=3, name_or_path=str(tmp_path))
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    config = SimpleNamespace(backbone_config=encoder, name_or_path="")
+    with pytest.raises(InputError, match="has a preprocessor_config.json that cannot be read"):
+        choose_processor(config, SimpleNamespace(backbone=str(tmp_path), image_size=None))
+
+
+def test_columns_of_several_images_or_of_no_texts_are_refused():
+    several = datasets.Features({"image": datasets.List(datasets.Image()), "label": datasets.Value("int64")})
+    data = datasets.Dataset.from_dict({"image": [[]], "label": [1]}, features=several)
+    with pytest.raises(DataError, match="image_column 'image' holds lists of images: expected one in a row"):
+        image_rows(data)
+    with pytest.raises(DataError, match="class_texts 'label' holds int64 values: expected texts"):
+        check_texts(data, "label", "class_texts", "texts")

@@ -193,3 +193,9 @@ def test_rows_held_out_are_not_trained_on_and_what_is_read_is_said(tmp_path, mes
     messages.clear()
     image_data(ImageArguments(), 1, VIEW)
     assert "The embedded images: 10,000 images in 10 classes, the first 28 x 28 px" in messages.text
+
+
+def test_numbers_in_one_part_and_their_names_in_the_other_are_the_same_classes():
+    train, test = (datasets.Dataset.from_dict({"label": values}) for values in ([0, 7], ["7", "0"]))
+    *parts, names = numbered_classes(train, test, "label")
+    assert names == ["0", "7"] and [part["label"][:] for part in parts] == [[0, 1], [1, 0]]

@@ -233,7 +233,7 @@ def test_rows_go_on_with_other_numbers_of_processes_and_batches(shards, tmp_path
     assert state["rows_seen"] == 6 * 8 + 3 * 24
 
 
-def test_what_is_no_checkpoint_is_refused_with_the_nearest_one(tmp_path):
+def test_what_is_no_checkpoint_is_refused_with_the_nearest_one(shards, tmp_path):
     (tmp_path / "run/checkpoints/step_2").mkdir(parents=True)
     for folder in (tmp_path / "run", tmp_path / "run/checkpoints"):
         with pytest.raises(InputError, match=r"is no checkpoint: expected one such as .*checkpoints/step_2\."):
@@ -241,6 +241,8 @@ def test_what_is_no_checkpoint_is_refused_with_the_nearest_one(tmp_path):
     for folder in ("", str(tmp_path / "none")):
         with pytest.raises(InputError, match="is not a folder: expected auto or a checkpoint"):
             kept_tokenizer(tmp_path / "run", folder)
+    with pytest.raises(InputError, match="The checkpoint / is damaged: its manifest.json is missing"):
+        pretrain(shards, tmp_path / "new", resume_from_checkpoint="/")
 
 
 def test_accumulation_may_change_at_a_resume(shards, tmp_path):
