@@ -16,6 +16,7 @@ from hf_ssl.errors import InputError
 from hf_ssl.evaluation.encoders.loading import load_model
 from hf_ssl.hub.release import check_run
 from hf_ssl.methods import _ARCHITECTURES
+from hf_ssl.training import TrainingArguments
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
 
@@ -168,15 +169,12 @@ def test_a_resized_vocabulary_is_saved_and_released(name, tmp_path):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-ARGUMENTS = SimpleNamespace(
-    eval_protocols="none", push_to_hub=False, hub_model_id=None, hub_private_repo=False, output_dir="."
-)
+ARGUMENTS = TrainingArguments(eval_protocols="none")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_model_that_trains_can_be_released(name, tmp_path, monkeypatch):
+def test_a_model_that_trains_can_be_released(name, tmp_path):
     """A wider encoder, by an override as the command line makes it; and one whose export fails is refused at the start."""
-    monkeypatch.setattr("hf_ssl.hub.release.asdict", vars)
     tester = find_tester(name)
     config = tester.model().config
     part = "backbone_config.vision_config" if name == "clip" else "backbone_config"
