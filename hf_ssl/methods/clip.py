@@ -2,8 +2,8 @@
 
 Radford et al. 2021, https://arxiv.org/abs/2103.00020. Official code, without training: https://github.com/openai/CLIP; its
 open training: https://github.com/mlfoundations/open_clip. Towers, projections and temperature are transformers' CLIPModel, or
-its VisionTextDualEncoderModel for other towers; one of them may be frozen (locked-image tuning, Zhai et al. 2021,
-https://arxiv.org/abs/2111.07991).
+its VisionTextDualEncoderModel for other towers, with new weights drawn as the original draws them; one of the towers may be
+frozen (locked-image tuning, Zhai et al. 2021, https://arxiv.org/abs/2111.07991).
 """
 
 import math
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, CLIPTextConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextEmbeddings, CLIPVisionEmbeddings
 
 from ._backbone import freeze_mask_tokens, native_copy
 from ._base import SSLConfig, SSLModel, SSLOutput
@@ -144,6 +145,46 @@ class CLIPForPreTraining(SSLModel):
         super()._init_weights(module)
         if module is self:  # transformers sets it when it builds the model, but not where a file lacks it
             init.constant_(self.clip.logit_scale, self.config.backbone_config.logit_scale_init_value)
+            draw_as_original(self.clip)
+
+
+@torch.no_grad()
+def draw_as_original(clip):
+    """Weights as clip/model.py draws them, where transformers draws others: there queries, keys and values begin with the spread
+    that falls with depth and output projections with the full one, and the image tower, which the original leaves to torch,
+    as the text tower. Biases stay zero, as transformers has them."""
+    for tower in (clip.text_model, clip.vision_model):
+        for module in tower.modules():
+            if isinstance(module, CLIPTextEmbeddings | CLIPVisionEmbeddings | CLIPEncoderLayer):
+                _draw_as_original(module, tower.config.initializer_factor)
+
+
+def _draw_as_original(module, factor):
+    if isinstance(module, CLIPTextEmbeddings):
+        init.normal_(module.position_embedding.weight, std=factor * 0.01)
+        return
+    if isinstance(module, CLIPVisionEmbeddings):
+        init.normal_(module.position_embedding.weight, std=factor * module.embed_dim**-0.5)
+        _draw_uniform(module.patch_embedding.weight, factor)
+        return
+    attention, mlp, config = module.self_attn, module.mlp, module.self_attn.config
+    width, layers = config.hidden_size, config.num_hidden_layers
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        if isinstance(config, CLIPTextConfig):
+            init.normal_(projection.weight, std=factor * width**-0.5)
+        else:
+            _draw_uniform(projection.weight, factor * 1.5**0.5)  # Xavier's bound for the three stacked, (3 D, D)
+    if isinstance(config, CLIPTextConfig):
+        init.normal_(attention.out_proj.weight, std=factor * (2 * width * layers) ** -0.5)
+    else:
+        for linear in (attention.out_proj, mlp.fc1, mlp.fc2):
+            _draw_uniform(linear.weight, factor)
+
+
+def _draw_uniform(weight, factor):
+    """U(-b, b), b = factor / sqrt(fan_in): torch's draw for a new layer at factor 1."""
+    bound = factor * weight[0].numel() ** -0.5
+    init.uniform_(weight, -bound, bound)
 
 
 def text_labels(input_ids, attention_mask):

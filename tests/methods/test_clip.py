@@ -53,6 +53,28 @@ class TestCLIP(MethodTester):
     def batch(self, seed=0):
         return pairs(seed)
 
+    def test_new_weights_are_spread_as_the_originals(self):
+        """initialize_parameters of openai/CLIP for texts; torch's own draws of a MultiheadAttention and Linears for images."""
+        width, layers = 256, 4
+        wide = dict(TINY, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers)
+        towers = {name: TINY_CLIP[name] | wide for name in ("vision_config", "text_config")}
+        clip = CLIPForPreTraining(SSLCLIPConfig(backbone_config=TINY_CLIP | towers)).clip
+        text, vision = (tower.encoder.layers[1] for tower in (clip.text_model, clip.vision_model))
+        theirs = torch.nn.MultiheadAttention(width, 2)
+        full, deep = width**-0.5, (2 * width * layers) ** -0.5
+        expected = {
+            text.self_attn.q_proj: full, text.self_attn.v_proj: full, text.self_attn.out_proj: deep,
+            text.mlp.fc1: (2 * width) ** -0.5, text.mlp.fc2: deep,
+            clip.text_model.embeddings.position_embedding: 0.01,
+            vision.self_attn.k_proj: theirs.in_proj_weight.std(), vision.self_attn.out_proj: theirs.out_proj.weight.std(),
+            vision.mlp.fc1: (3 * width) ** -0.5, vision.mlp.fc2: (3 * 4 * width) ** -0.5,
+            clip.vision_model.embeddings.position_embedding: full,
+            clip.vision_model.embeddings.patch_embedding: (3 * 3 * 8 * 8) ** -0.5,
+            clip.text_projection: full, clip.visual_projection: full,
+        }  # fmt: skip
+        for module, std in expected.items():
+            assert math.isclose(module.weight.std(), std, rel_tol=0.06), (module, module.weight.std(), std)
+
     def test_loss_equals_a_slow_formula(self):
         """Figure 3 of the paper in NumPy, pair by pair; and transformers' own loss."""
         model, batch = self.model().eval(), self.batch()
