@@ -92,7 +92,8 @@ def main():
         raise InputError(f"The argument --{foreign[0]} is not for an encoder of {modality}s, which '{folder}' is.")
     results = evaluate(**args)
     if state.is_main_process:
-        print(results_table(results))
+        if results["results"]:  # pictures alone have no numbers
+            print(results_table(results))
         if is_release:
             from hf_ssl.hub.card import write_card
 

@@ -234,4 +234,5 @@ def evaluate_release(run):
         logger.warning("Evaluated by %s alone: %s", ", ".join(done), error)
     if run.is_main_process:
         write_card(args.output_dir)
-        print(results_table(results))
+        if results["results"]:  # a map of words has no numbers
+            print(results_table(results))
