@@ -174,7 +174,7 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("hf_ssl", "scripts", "model_cards"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
     build = [*pip, "wheel", folder / "source", "--no-deps", "--no-build-isolation", "--wheel-dir", folder]
@@ -202,6 +202,10 @@ def test_a_wheel_is_whole(installed):
         assert name in names, name
     assert not [name for name in names if "test" in name.split("/")[0] or name.endswith(".png")]
     assert "License-Expression: Apache-2.0" in metadata and "Author: The hf_ssl developers" in metadata
+    links = re.findall(r"\]\(([^)#][^)]*)\)", metadata)  # a registry has no files beside the README
+    assert links and all(link.startswith("https://") for link in links)
+    shown = re.findall(r"!\[[^\]]*\]\((\S+)\)", metadata)
+    assert shown and all((ROOT / picture.partition("/raw/main/")[2]).is_file() for picture in shown)
 
 
 def test_an_installed_wheel_does_all_that_a_checkout_does(installed, pictures, hub, tmp_path):  # noqa: F811
