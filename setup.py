@@ -6,7 +6,9 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-[REPOSITORY] = re.findall(r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+[REPOSITORY] = re.findall(
+    r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+)
 
 
 def absolute(readme):
