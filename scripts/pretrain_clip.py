@@ -2,7 +2,7 @@
 
 hf-ssl pretrain clip                                         # the embedded captioned emoji, some minutes on a CPU
 hf-ssl pretrain clip --backbone vit-s-16 --dataset_name path/to/pairs --output_dir runs/mine   # a folder with metadata.csv, ...
-hf-ssl pretrain clip --num_processes 8 --backbone vit-b-32 --dataset_name "path/to/*.tar" --streaming \\
+hf-ssl pretrain clip --num_processes 8 --backbone vit-b-32 --dataset_name "path/to/shards/*.tar" --streaming \\
     --tokenizer_name openai/clip-vit-base-patch32 --max_steps 400000 --output_dir runs/vit-b-32    # webdataset shards
 hf-ssl pretrain clip --vision_tower facebook/dinov2-small --config_overrides freeze_vision=true \\
     --dataset_name path/to/pairs --output_dir runs/locked    # locked-image tuning

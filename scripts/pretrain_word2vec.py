@@ -1,7 +1,7 @@
 """Train word vectors by word2vec (Mikolov et al. 2013): skip-gram or CBOW.
 
 hf-ssl pretrain word2vec                                     # the embedded documents, a minute on a CPU
-hf-ssl pretrain word2vec --backbone cbow --dataset_name path/to/text --output_dir runs/mine
+hf-ssl pretrain word2vec --backbone cbow --dataset_name path/to/documents --output_dir runs/mine
 hf-ssl pretrain word2vec --dataset_name wikimedia/wikipedia --dataset_config_name 20231101.en \\
     --streaming --config_overrides backbone_config.hidden_size=300,subsampling=1e-5 --output_dir runs/wikipedia
 """

@@ -596,7 +596,7 @@ def test_a_card_is_whole_and_regenerates_unchanged(tmp_path, name):
     data = ModelCard(text, ignore_metadata_errors=False).data
     assert data.library_name == "transformers" and data.pipeline_tag and name in data.tags
     assert data.license is None  # of which nobody has said anything
-    for heading in ("## Use", "## Training", "## Limits"):
+    for heading in ("## Use", "## Objective", "## Training", "## Limits"):
         assert f"\n{heading}\n" in text, heading
     assert "Deviation" in text and "arxiv.org" in text and "12.3" not in text.split("---")[1]
     for fact in (*FACTS[modality_of(model)], "1,920", "seed", "torch"):
@@ -677,7 +677,7 @@ def test_names_from_elsewhere_do_not_shape_the_card(release, tmp_path):
     assert "<img" not in body and "bad](" not in body and "&lt;img" in body
     assert [line for line in lines if line.startswith("#")] == [
         *(line for line in plain_card.splitlines() if line.startswith("#") and line != "## Training"),
-    ][:2] + ["## Results", "## Training", "## Limits", "## Deviations from the paper"]
+    ][:2] + ["## Results", "## Objective", "## Training", "## Limits", "## Deviations from the paper"]
     assert body.count("```") == plain_card.count("```") and "# Heading |" in card.replace("\\|", "|")
     [row] = [line for line in lines if line.startswith("| Pretrained")]
     [titles] = [line for line in lines if "knn (bad" in line]

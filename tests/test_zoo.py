@@ -66,6 +66,10 @@ def test_a_method_is_complete(name):
     assert name in MARGINS, f"{name} lacks its line in MARGINS of tests/test_proofs.py"
     assert type(AutoConfig.for_model(f"ssl_{name}")) is model.config_class
     assert "arxiv.org" in (FOLDER / f"{name}.py").read_text().split('"""')[1], "the docstring names the paper"
+    card = (ROOT / f"model_cards/{name}.md").read_text()
+    assert "{% block objective" in card and "$$" in card, (
+        f"model_cards/{name}.md lacks its loss, in the block objective"
+    )
     assert f"`{name}`" in (ROOT / "README.md").read_text(), f"the README's table lacks {name}"
 
 

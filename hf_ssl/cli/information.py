@@ -47,11 +47,17 @@ def papers(name):
     return PAPER.findall(importlib.import_module(f"hf_ssl.methods.{name}").__doc__)
 
 
-def parameters(model_class, preset):
-    """How many parameters a preset trains, its vocabulary counted as it asks for one; nothing is allocated."""
+def preset_config(model_class, preset):
+    """The config of a preset, with a vocabulary of the size that its recipe asks for."""
     config = model_class.config_class(**preset.config)
     if words := preset.training.get("vocab_size"):
         getattr(config.backbone_config, "text_config", config.backbone_config).vocab_size = words
+    return config
+
+
+def parameters(model_class, preset):
+    """How many parameters a preset trains; nothing is allocated."""
+    config = preset_config(model_class, preset)
     with torch.device("meta"):
         return sum(p.numel() for p in model_class(config).parameters() if p.requires_grad)
 

@@ -153,6 +153,15 @@ def card_template(method):
         raise InputError(f"The method {method} has no card: {error.name} was not found in {CARDS}.") from error
 
 
+def card_blocks(method, **shown):
+    """{name: text} of the blocks that the card of a method has with these variables, for pages that quote some of them."""
+    template = card_template(method)
+    context = template.new_context(shown)
+    for _ in template.root_render_func(context):  # rendering finds the template of the family that fills each block
+        pass
+    return {name: "".join(filled[0](context)).strip() for name, filled in context.blocks.items()}
+
+
 def _measured(facts):
     """What the run was and took, in words."""
     machine, count = facts["hardware"], facts["processes"]
@@ -202,4 +211,4 @@ def _eval_results(measured, modality):
     return list(entries.values())
 
 
-__all__ = ["CARDS", "HISTORY", "SAMPLES", "card_template", "write_card"]
+__all__ = ["CARDS", "HISTORY", "SAMPLES", "card_blocks", "card_template", "write_card"]
