@@ -1,4 +1,4 @@
-.PHONY: help format lint test proofs gpu conformance
+.PHONY: help format lint test docs proofs gpu conformance
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -11,6 +11,9 @@ lint:  ## Check format and style
 
 test:  ## Run the tests
 	pytest -n auto --dist loadfile
+
+docs:  ## Build the documentation in docs/_build/html
+	sphinx-build -W --keep-going -b html docs docs/_build/html
 
 proofs:  ## Run the slow proofs: every method beats its random initialisation
 	pytest -m slow

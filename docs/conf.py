@@ -1,0 +1,25 @@
+"""Settings of Sphinx: `make docs`."""
+
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # the two extensions that stand here
+
+project = "hf_ssl"
+author = "The hf_ssl developers"
+version = release = version_of("hf_ssl")
+extensions = ["myst_parser", "sphinx_copybutton", "generated", "mathml"]
+exclude_patterns = ["_build", "_fragments"]
+suppress_warnings = ["misc.highlighting_failure"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = "hf_ssl"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_copy_source = False
+copybutton_selector = "div:not(.no-copy) > div.highlight > pre"
