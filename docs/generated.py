@@ -10,6 +10,7 @@ import inspect
 import re
 import textwrap
 from dataclasses import fields
+from functools import cache
 from os.path import relpath
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def pages():
 def method_page(name):
     model = METHODS[name]
     title, idea, rest = docstring_of(name)
-    presets = importlib.import_module(f"hf_ssl.scripts.pretrain_{name}").PRESETS
+    presets = presets_of(name)
     default, recipe = next(iter(presets.items()))
     config = information.preset_config(model, recipe)
     card = card_blocks(
@@ -118,9 +119,17 @@ def linked(text):
     return re.sub(r"(?<![<(])https?://[^\s)]+?(?=[.,;:)]*(\s|$))", r"<\g<0>>", text)
 
 
+def script_of(name):
+    return importlib.import_module(f"hf_ssl.scripts.pretrain_{name}")
+
+
+def presets_of(name):
+    return script_of(name).PRESETS
+
+
 def examples(name):
     """The commands of the script's docstring."""
-    return importlib.import_module(f"hf_ssl.scripts.pretrain_{name}").__doc__.partition("\n\n")[2].strip()
+    return script_of(name).__doc__.partition("\n\n")[2].strip()
 
 
 def pictures(name):
@@ -139,13 +148,14 @@ def preset_table(name, presets):
     rows = []
     for preset, recipe in presets.items():
         proof = "results below" if preset == proven else "no run recorded"
-        rows.append((f"`{preset}`", size(name, recipe), recipe.purpose, proof))
+        rows.append((f"`{preset}`", size(name, preset), recipe.purpose, proof))
     return table(("preset", "parameters", "for", "evidence"), rows)
 
 
-def size(name, recipe):
+@cache
+def size(name, preset):
     """The parameters of a preset, in words."""
-    count = information.parameters(METHODS[name], recipe)
+    count = information.parameters(METHODS[name], presets_of(name)[preset])
     return f"{count / 1e6:.1f} M" if count > 1e5 else "by words"
 
 
@@ -253,7 +263,7 @@ def papers_page():
         (label, link, f"[{title}](methods/{name}.md)", f"`hf-ssl pretrain {name}`")
         for label, link, title, name in sorted(rows, key=lambda row: (row[1], row[0]))
     ]
-    words = "From the paper of the lecture to the command, in the order in which the papers appeared. `hf-ssl list` prints the same"
+    words = "From the paper of the lecture to the command, in the order in which the papers appeared. `hf-ssl list` prints this"
     return f"# Papers\n\n{words} in a terminal.\n\n{table(('paper', 'arXiv', 'method', 'command'), rows)}\n"
 
 
@@ -335,9 +345,9 @@ def all_presets():
     """Of all methods, with links from docs/guides/."""
     rows = []
     for name in METHODS:
-        presets = importlib.import_module(f"hf_ssl.scripts.pretrain_{name}").PRESETS
+        presets = presets_of(name)
         rows += [
-            (f"[`{name}`](../methods/{name}.md)", f"`{key}`", size(name, each), each.purpose)
+            (f"[`{name}`](../methods/{name}.md)", f"`{key}`", size(name, key), each.purpose)
             for key, each in presets.items()
         ]
     return table(("method", "preset", "parameters", "for"), rows)
