@@ -2,10 +2,10 @@
 
 python scripts/update_readme.py                                      # the table alone
 python scripts/update_readme.py runs/mae-0 runs/mae-1 runs/mae-2     # first copy what these default runs measured
-python scripts/update_readme.py --block clip runs/0 runs/1 runs/2    # these runs' table in the block <!-- results:clip -->
+python scripts/update_readme.py --block long runs/long               # these runs' table in the block <!-- results:long -->
 
-model_cards/results/<method>.json holds one default run a seed; a method's own block has the method's name, and its runs are
-recorded too.
+model_cards/results/<method>.json holds one default run a seed. A block stands in README.md or in a page of docs/; one with the
+name of a method holds the table of its default runs, which are recorded too.
 """
 
 import argparse
@@ -86,13 +86,26 @@ def updated(readme):
     return before + BEGIN + zoo_table() + END + after
 
 
-def filled(readme, block, folders):
-    """With the table of `block` made of the results of these runs, the text around it as it was."""
-    begin, end = f"<!-- results:{block} -->\n", f"<!-- /results:{block} -->"
-    before, found, rest = readme.partition(begin)
-    text, ended, after = rest.partition(end)
-    if not (found and ended):
-        raise InputError(f"README.md has no block '{block}': expected {begin.strip()} and {end}.")
+def page_of(block, root=ROOT):
+    """The page that has a block, README.md or one of docs/."""
+    begin, end = marks(block)
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    found = [page for page in pages if page.is_file() and begin in (text := page.read_text()) and end in text]
+    if len(found) != 1:
+        places = ", ".join(page.relative_to(root).as_posix() for page in found) or "none"
+        raise InputError(f"block '{block}': expected one page with {begin.strip()} and {end}, found {places}.")
+    return found[0]
+
+
+def marks(block):
+    return f"<!-- results:{block} -->\n", f"<!-- /results:{block} -->"
+
+
+def filled(page, block, folders):
+    """The text of a page with the table of `block` made of the results of these runs, the text around it as it was."""
+    begin, end = marks(block)
+    before, found, rest = page.partition(begin)
+    text, _, after = rest.partition(end)
     table = results_table(*(json.loads((Path(folder) / EVAL_RESULTS).read_text()) for folder in folders))
     paragraphs = [part for part in re.split(r"\n\n+", text.strip()) if part and not part.startswith("|")]
     return before + found + "\n\n".join([*paragraphs[:1], table, *paragraphs[1:]]) + "\n" + end + after
@@ -101,14 +114,16 @@ def filled(readme, block, folders):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="Folders of finished runs whose results are recorded.")
-    parser.add_argument("--block", help="The README's table that these runs, of several seeds, fill.")
+    parser.add_argument("--block", help="The table that these runs, of several seeds, fill.")
     args = parser.parse_args()
     for folder in args.runs if args.block is None or args.block in METHODS else []:
         record(folder)
     if not README.is_file():
         raise InputError(f"README.md was not found in {ROOT}: this script is for a checkout.")
-    readme = README.read_text()
-    README.write_text(updated(filled(readme, args.block, args.runs) if args.block else readme))
+    if args.block:
+        page = page_of(args.block)
+        page.write_text(filled(page.read_text(), args.block, args.runs))
+    README.write_text(updated(README.read_text()))
 
 
 if __name__ == "__main__":
