@@ -16,7 +16,8 @@ from pathlib import Path
 
 from hf_ssl.cli import information
 from hf_ssl.evaluation import EVALUATIONS, PAIRS, modality_of, results_table
-from hf_ssl.hub.card import ALT_TEXTS, CARDS, SAMPLES, card_blocks
+from hf_ssl.evaluation.conditions import SAMPLES
+from hf_ssl.hub.card import ALT_TEXTS, CARDS, card_blocks
 from hf_ssl.methods import METHODS
 from hf_ssl.methods._base import LOGGED_BY_THE_LOOP
 from hf_ssl.training.checkpoints import full_config

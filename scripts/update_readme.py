@@ -1,38 +1,51 @@
-"""Write the README's table of the zoo from METHODS and the recorded results; record the results of finished runs.
+"""Write the README's table and picture of the zoo from METHODS and the recorded results; record the results of finished runs.
 
-python scripts/update_readme.py                                      # the table alone
+python scripts/update_readme.py                                      # table and picture alone
 python scripts/update_readme.py runs/mae-0 runs/mae-1 runs/mae-2     # first copy what these default runs measured
+python scripts/update_readme.py --example runs/mae-0                 # copy a card alone, of a run that is recorded
 python scripts/update_readme.py --block long runs/long               # these runs' table in the block <!-- results:long -->
 
-model_cards/results/<method>.json holds one default run a seed. A block stands in README.md or in a page of docs/; one with the
-name of a method holds the table of its default runs, which are recorded too.
+model_cards/results/<method>.json holds one default run a seed, and the card of the run of the lowest seed becomes
+model_cards/examples/<method>.md. A block stands in README.md or in a page of docs/; one with the name of a method holds the table of its
+default runs, which are recorded too.
 """
 
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 
 from hf_ssl.cli import information
 from hf_ssl.cli.information import changes, papers, recorded
 from hf_ssl.errors import InputError, run_script
 from hf_ssl.evaluation import results_table
+from hf_ssl.evaluation.comparison import compare, recorded_runs
+from hf_ssl.evaluation.conditions import conditions, differences
+from hf_ssl.evaluation.plots import save_comparison
+from hf_ssl.hub.card import render_card
 from hf_ssl.hub.transfer import EVAL_RESULTS
 from hf_ssl.methods import METHODS
 from hf_ssl.training.checkpoints import RUN_FILE, write_json
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "model_cards/examples"
 README, BEGIN, END = ROOT / "README.md", "<!-- zoo -->\n", "<!-- /zoo -->"
 MOST_PROOFS = 4  # columns of an evaluation that the table of the zoo shows
 
 
-def record(folder):
-    """Keep what a finished default run measured, beside the runs of other seeds."""
-    folder = Path(folder)
+def read_run(folder):
+    """(method, run, results) of a finished run."""
     for name in (RUN_FILE, EVAL_RESULTS):
         if not (folder / name).is_file():
             raise InputError(f"folder '{folder}' is no evaluated run: {name} is missing.")
     run, results = (json.loads((folder / name).read_text()) for name in (RUN_FILE, EVAL_RESULTS))
+    return run["config"]["model_type"].removeprefix("ssl_"), run, results
+
+
+def record(folder):
+    """Keep what a finished default run measured, beside the runs of other seeds."""
+    method, run, results = read_run(folder)
     facts, arguments = run["facts"], run["arguments"]
     if facts["steps"] < facts["max_steps"]:
         raise InputError(f"The run in '{folder}' has not ended: {facts['steps']} of {facts['max_steps']} steps.")
@@ -49,14 +62,51 @@ def record(folder):
     names = ("samples_seen", "unit", "seconds", "hardware", "processes", "precision", "versions")
     measured = {name: facts[name] for name in names}
     kept = {"seed": arguments["seed"], "run": measured, "results": results["results"]}
-    method = run["config"]["model_type"].removeprefix("ssl_")
-    others = [other for other in recorded(method).get("runs", []) if other["seed"] != kept["seed"]]
+    before, under = recorded(method), conditions(results)
+    others = [other for other in before.get("runs", []) if other["seed"] != kept["seed"]]
+    if others and ("dataset" not in before or differences(under, before)):
+        print(
+            f"{method}: the other recorded runs were measured on other rows or with other settings, and are dropped."
+        )
+        before, others = {}, []
     whole = {
         "preset": arguments["backbone"],
         "runs": sorted([*others, kept], key=lambda each: each["seed"]),
-        "metrics": recorded(method).get("metrics", {}) | results["metrics"],
+        "metrics": before.get("metrics", {}) | results["metrics"],
+        **under,
     }
     write_json(information.RESULTS / f"{method}.json", whole)
+
+
+def write_example(folder):
+    """Copy the card of a recorded run, with its pictures and without its metadata, where it can be read in the repository.
+
+    Of the runs of a method the one of the lowest seed gives the example.
+    """
+    method, run, results = read_run(folder)
+    seed, runs = run["arguments"]["seed"], recorded(method).get("runs", [])
+    if results["results"] not in [each["results"] for each in runs if each["seed"] == seed]:
+        raise InputError(f"The run in '{folder}' is not the recorded one of seed {seed}: record it first.")
+    if seed != min(each["seed"] for each in runs):
+        return
+    body = render_card(folder, f"outputs/{method}").split("\n---\n", 1)[1]
+    pictures = EXAMPLES / "images"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for old in pictures.glob(f"{method}_*.png"):
+        old.unlink()
+    for name in re.findall(r"\]\(images/([^)]+)\)", body):
+        shutil.copyfile(folder / "images" / name, pictures / f"{method}_{name}")
+    body = body.replace("](images/", f"](images/{method}_")
+    body = re.sub(r"\[([^\]]+)\]\((?:pretraining/)?[a-z]+\.json\)", r"`\1`", body)  # files that are not here
+    intro = f"The card that `hf-ssl pretrain {method}` left with seed {seed}, without its metadata.\n"
+    (EXAMPLES / f"{method}.md").write_text(intro + body.rstrip() + "\n")
+
+
+def save_picture():
+    """The README's picture of all image methods, from the recorded runs."""
+    runs = [run for name in METHODS if recorded(name) for run in recorded_runs(name, recorded(name))]
+    images = [each for each in compare(runs) if each["modality"] == "images"]
+    save_comparison(ROOT / "model_cards/images/comparison_images.png", images)
 
 
 def zoo_table():
@@ -68,7 +118,9 @@ def zoo_table():
         links = ", ".join(f"[{label or f'arXiv:{number}'}]({link})" for label, link, number in papers(name))
         runs = recorded(name).get("runs", [])
         proof = ", ".join(changes(name)[:MOST_PROOFS])
-        cells = [f"[`{name}`](hf_ssl/methods/{name}.py)", links, proof, _speed(runs[0]["run"]) if runs else ""]
+        card = f", [card](model_cards/examples/{name}.md)" if (EXAMPLES / f"{name}.md").is_file() else ""
+        title = f"[`{name}`](hf_ssl/methods/{name}.py){card}"
+        cells = [title, links, proof, _speed(runs[0]["run"]) if runs else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -106,24 +158,28 @@ def filled(page, block, folders):
     begin, end = marks(block)
     before, found, rest = page.partition(begin)
     text, _, after = rest.partition(end)
-    table = results_table(*(json.loads((Path(folder) / EVAL_RESULTS).read_text()) for folder in folders))
+    table = results_table(*(json.loads((folder / EVAL_RESULTS).read_text()) for folder in folders))
     paragraphs = [part for part in re.split(r"\n\n+", text.strip()) if part and not part.startswith("|")]
     return before + found + "\n\n".join([*paragraphs[:1], table, *paragraphs[1:]]) + "\n" + end + after
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", help="Folders of finished runs whose results are recorded.")
+    parser.add_argument("runs", nargs="*", type=Path, help="Folders of finished runs whose results are recorded.")
+    parser.add_argument("--example", action="store_true", help="Copy the cards alone.")
     parser.add_argument("--block", help="The table that these runs, of several seeds, fill.")
     args = parser.parse_args()
     for folder in args.runs if args.block is None or args.block in METHODS else []:
-        record(folder)
+        if not args.example:
+            record(folder)
+        write_example(folder)
     if not README.is_file():
         raise InputError(f"README.md was not found in {ROOT}: this script is for a checkout.")
     if args.block:
         page = page_of(args.block)
         page.write_text(filled(page.read_text(), args.block, args.runs))
     README.write_text(updated(README.read_text()))
+    save_picture()
 
 
 if __name__ == "__main__":

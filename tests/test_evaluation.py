@@ -44,6 +44,7 @@ from hf_ssl.evaluation import (
     low_label,
     pictures,
     pixel_encoder,
+    plots,
     random_encoder,
     results_table,
 )
@@ -52,7 +53,6 @@ from hf_ssl.evaluation.features import take_samples
 from hf_ssl.evaluation.protocols.fine_tune import LAYER_DECAY, Classifier, parameter_groups
 from hf_ssl.evaluation.protocols.linear_probe import _train, standardiser
 from hf_ssl.evaluation.protocols.logistic_regression import cross_validated_accuracy
-from hf_ssl.evaluation.protocols.words import save_word_map
 from hf_ssl.evaluation.results import evaluations
 
 ROOT = Path(__file__).parents[1]
@@ -475,15 +475,15 @@ def test_a_dollar_in_a_name_is_a_letter_and_no_picture_costs_the_numbers(tmp_pat
         [f"$w_{{{i}$" for i in range(9)], torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     )
     drawings = {
-        "tsne": lambda path: pictures.save_tsne(path, features, labels, names),
+        "tsne": lambda path: plots.save_tsne(path, features, labels, names),
         "neighbours": lambda path: pictures.save_neighbours(
             path, grey, labels[:2], [grey, grey], labels[:4].view(2, 2), names
         ),
-        "word_map": lambda path: save_word_map(path, words),
+        "word_map": lambda path: plots.save_word_map(path, words),
     }
-    pictures.draw_all(tmp_path, drawings)
+    plots.draw_all(tmp_path, drawings)
     assert {path.stem for path in (tmp_path / "images").iterdir()} == set(drawings) and not caplog.records
-    pictures.draw_all(tmp_path, {"one": lambda path: pictures.save_tsne(path, features[:1], labels[:1], names)})
+    plots.draw_all(tmp_path, {"one": lambda path: plots.save_tsne(path, features[:1], labels[:1], names)})
     assert "The picture 'one' could not be drawn: t-SNE needs at least 3 rows, found 1." in caplog.text
 
 

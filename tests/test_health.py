@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_ssl.evaluation.pictures import save_loss
+from hf_ssl.evaluation.plots import save_loss
 from hf_ssl.methods._base import SSLOutput
 from hf_ssl.training.health import RepresentationCollapseWarning, representation_health, warn_if_collapsed
 

@@ -33,9 +33,10 @@ from hf_ssl.data import image_processor, load_split
 from hf_ssl.data.words import word_tokenizer
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import PAIRS, modality_of
+from hf_ssl.evaluation.conditions import SAMPLES
 from hf_ssl.evaluation.run import METRICS
 from hf_ssl.hub import transfer
-from hf_ssl.hub.card import SAMPLES, write_card
+from hf_ssl.hub.card import write_card
 from hf_ssl.hub.release import push_save
 from hf_ssl.hub.transfer import HubError, push_release, verify
 from hf_ssl.methods import METHODS

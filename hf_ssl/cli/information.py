@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from ..evaluation import Metric
+from ..evaluation.results import scores
 from ..hub import verify
 from ..hub.card import CARDS
 from ..methods import METHODS
@@ -73,10 +73,8 @@ def changes(name):
     kept = recorded(name)
     rows = [[run["results"].get(row, {}) for run in kept.get("runs", [])] for row in PROOF_ROWS]
     shown = []
-    for column, values in kept.get("metrics", {}).items():
-        metric = Metric(**values)
-        # what all runs have on both sides, but no counts or probabilities
-        if metric.unit and not column.startswith("unknown:") and all(column in found for row in rows for found in row):
+    for column, metric in scores(kept.get("metrics", {})).items():
+        if all(column in found for row in rows for found in row):  # what all runs have on both sides
             before, after = (" / ".join(f"{found[column]:.{metric.digits}f}" for found in row) for row in rows)
             unit = "" if metric.unit == "%" else f" {metric.unit}"
             shown.append(f"{metric.title or column.replace('_', ' ')} {before} → {after}{unit}")

@@ -23,6 +23,7 @@ from ..errors import InputError, run_script
 
 SCRIPTS = {  # command -> (the script that it runs, what it does)
     "evaluate": ("evaluate", "measure a release, or any checkpoint, beside its baselines"),
+    "compare": ("compare", "put runs, or methods, side by side: a table and a plot"),
     "push": ("push_to_hub", "publish a release on the Hub, in one commit"),
     "convert": ("convert_checkpoint", "turn a checkpoint of a method's authors into a release"),
     "benchmark": ("benchmark", "time ours beside what users would run otherwise"),

@@ -3,9 +3,9 @@
 from functools import partial
 
 from ..data.audio import SPEAKER_COLUMNS
-from . import pictures
 from .encoders.audio import audio_and_label, load_audio_encoder, mfcc_encoder
 from .encoders.loading import random_encoder
+from .plots import save_tsne
 from .protocols.phones import HIDDEN, Phones, find_segments
 from .protocols.speakers import Speakers
 from .protocols.supervised import Supervised
@@ -78,7 +78,7 @@ def _pictures(features, protocols, data, seed):
     """The asked pictures: {name: function of a path}."""
     test = features["pretrained"][1]
     tsne = partial(
-        pictures.save_tsne, features=test.features, labels=test.labels, names=data.names, seed=seed, kind="utterance"
+        save_tsne, features=test.features, labels=test.labels, names=data.names, seed=seed, kind="utterance"
     )
     return {"tsne": tsne} if "tsne" in protocols else {}
 

@@ -5,6 +5,7 @@ from functools import partial
 from . import pictures
 from .encoders.images import decode_rows, first_images, image_and_label, labelled_images, load_encoder, pixel_encoder
 from .encoders.loading import random_encoder
+from .plots import save_tsne
 from .protocols.fine_tune import FRACTIONS, LabelledRows, fine_tune
 from .protocols.fine_tune import SETTINGS as FINE_TUNE
 from .run import SETTINGS, check_fine_tuning, check_protocols, run_protocols
@@ -100,7 +101,7 @@ def _pictures(encoder, features, protocols, data, seed):
         pictures.save_neighbours(path, images, test.labels[queries], near, train.labels[found], data.names)
 
     def tsne(path):
-        pictures.save_tsne(path, test.features, test.labels, data.names, seed)
+        save_tsne(path, test.features, test.labels, data.names, seed)
 
     drawings = {"neighbours": neighbours, "tsne": tsne}
     return {name: drawings[name] for name in drawings if name in protocols}

@@ -1,52 +1,19 @@
-"""Pictures for the card: loss, reconstructions, views, nearest neighbours and t-SNE. matplotlib and scikit-learn are
-imported when one is drawn."""
+"""Pictures of images for the card: reconstructions, views, nearest neighbours, captions."""
 
-import logging
-from pathlib import Path
-
-import numpy as np
 import torch
 
-from ..errors import InputError
-from .encoders.images import first_images
+from .encoders.images import spread_images
+from .plots import pyplot, save
 from .protocols.knn import nearest
 from .protocols.low_label import balanced_subset
 
-logger = logging.getLogger(__name__)
 QUERIES, NEIGHBOURS = 8, 10
-TSNE_POINTS, TSNE_PCA, PERPLEXITY = 2000, 50, 30.0  # 50 dimensions and perplexity 30: van der Maaten and Hinton 2008
 RIGHT, WRONG = "#2e9e4f", "#d0342c"
 
 
-def draw_all(folder, drawings):
-    """Save {name: function of a path} as images/<name>.png in `folder`. A picture that cannot be drawn is named in the log:
-    none is worth the numbers or the weights that it stands beside."""
-    for name, draw in drawings.items():
-        path = Path(folder) / "images" / f"{name}.png"
-        try:
-            draw(path)
-        except Exception as error:
-            path.unlink(missing_ok=True)
-            logger.warning(
-                "The picture '%s' could not be drawn: %s.", name, str(error).strip().rstrip(".").split("\n")[0]
-            )
-
-
-def save_loss(history, path):
-    """The loss over the steps. history: the log entries of a run; nothing is drawn if there are none."""
-    if not history:
-        return
-    figure, axis = pyplot().subplots(figsize=(6, 3.5))
-    marker = "o" if len(history) < 10 else None  # a line through one point is none
-    axis.plot([entry["step"] for entry in history], [entry["loss"] for entry in history], marker=marker)
-    axis.set(xlabel="step", ylabel="loss")
-    axis.grid(alpha=0.3)
-    save(figure, path, bbox_inches="tight")
-
-
 def save_reconstructions(model, rows, decoder, processor, path, count=8):
-    """For methods with `reconstruct`: original, masked and reconstructed, the first `count` rows under a fixed mask."""
-    images = first_images(rows, decoder.column, decoder.channels, count)
+    """For methods with `reconstruct`: original, masked and reconstructed, `count` rows under a fixed mask."""
+    images = spread_images(rows, decoder.column, decoder.channels, count)
     inputs = processor(images, return_tensors="pt", input_data_format="channels_first")
     pixel_values = inputs.pixel_values.to(model.device)
     noise = torch.rand(len(images), model.grid**2, generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -57,8 +24,8 @@ def save_reconstructions(model, rows, decoder, processor, path, count=8):
 
 
 def save_views(model, rows, decoder, processor, path, count=8):
-    """For methods that compare views: the first `count` rows, and two views of each below it."""
-    images = first_images(rows, decoder.column, decoder.channels, count)
+    """For methods that compare views: `count` rows, and two views of each below it."""
+    images = spread_images(rows, decoder.column, decoder.channels, count)
     batch = decoder.view(**decoder.collate(list(images), torch.arange(len(images))))
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (decoder.view.mean, decoder.view.std))
     views = [_to_uint8(batch[name], mean, std) for name in ("pixel_values", "pixel_values_2")]
@@ -104,39 +71,6 @@ def save_neighbours(path, query_images, query_labels, neighbour_images, neighbou
     save(figure, path)
 
 
-def save_tsne(path, features, labels, names=None, seed=0, kind="image"):
-    """t-SNE of at most TSNE_POINTS rows, drawn at random, coloured by class."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    plt = pyplot()
-    rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:TSNE_POINTS]
-    points, classes = features[rows].numpy(), labels[rows].numpy()
-    if len(points) < 3:
-        raise InputError(f"t-SNE needs at least 3 rows, found {len(points)}")
-    if points.shape[1] > TSNE_PCA and len(points) > TSNE_PCA:
-        points = PCA(TSNE_PCA, random_state=seed).fit_transform(points)
-    perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
-    points = TSNE(
-        2, perplexity=perplexity, init="pca" if points.shape[1] > 1 else "random", random_state=seed
-    ).fit_transform(points)
-
-    figure, axis = plt.subplots(figsize=(7.5, 5.5))
-    present = np.unique(classes)
-    colours = plt.get_cmap("tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "gist_rainbow")
-    for number, label in enumerate(present):
-        colour = colours(number if len(present) <= 20 else number / len(present))
-        mine = points[classes == label]
-        axis.scatter(*mine.T, s=6, color=colour, linewidths=0, label=names[label] if names else str(label))
-    axis.set_xticks([]), axis.set_yticks([])
-    axis.set_title(f"t-SNE of {len(points)} test {kind}s", fontsize=10)
-    if len(present) <= 40:  # more names than that cover the picture
-        columns = 1 + (len(present) - 1) // 20
-        style = {"fontsize": 8, "markerscale": 2.5, "frameon": False, "ncol": columns}
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), **style)
-    save(figure, path, bbox_inches="tight")
-
-
 def save_captions(path, images, captions, letters=40):
     """Each image, uint8 (C, H, W), with texts beside it: captions[i] is a list of (rank from 0, text, cosine, whether it is
     right)."""
@@ -164,18 +98,6 @@ def save_captions(path, images, captions, letters=40):
     save(figure, path)
 
 
-def pyplot():
-    """matplotlib, as all pictures are drawn: to files only, since there may be no display, and with `$` as a letter, which
-    in names of classes and in words is no beginning of a formula."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def _to_uint8(pixel_values, mean, std):
     return (pixel_values.cpu() * std + mean).clamp(0, 1).mul(255).byte()
 
@@ -199,22 +121,11 @@ def _show(axis, image, colour):
         side.set(color=colour, linewidth=2.5)
 
 
-def save(figure, path, dpi=100, **arguments):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi, **arguments)
-    pyplot().close(figure)
-
-
 __all__ = [
     "choose_queries",
-    "draw_all",
     "neighbour_rows",
-    "pyplot",
-    "save",
     "save_captions",
-    "save_loss",
     "save_neighbours",
     "save_reconstructions",
-    "save_tsne",
     "save_views",
 ]

@@ -8,13 +8,9 @@ from itertools import count
 
 from ..training.checkpoints import write_json
 from ..training.records import plain
+from .conditions import DATA, DRAWN
 
 RESULTS_FILE = "eval_results.json"
-DRAWN = {"seed", "max_samples"}  # settings of an evaluation that say which rows it takes
-DATA = {  # what tells the data of one evaluation from those of another
-    "name", "local", "config", "train_split", "test_split", "test_fraction", "group_column", "train_split_rows",
-    "test_split_rows", "passages", "max_length", "image_column", "text_columns", "audio_column", "label_column",
-}  # fmt: skip
 ROWS = {
     "chance": "Chance, or always the most frequent class",
     "raw_pixels": "Raw pixels",
@@ -45,6 +41,21 @@ def percent(fraction):
     return round(100 * fraction, 2)
 
 
+def scores(metrics):
+    """Of {column: a Metric's values} those that are scores: no counts, and no probabilities."""
+    return {
+        column: Metric(**values)
+        for column, values in metrics.items()
+        if values["unit"] and not column.startswith("unknown:")
+    }
+
+
+def column_title(column, metric):
+    """Of a table, as Markdown: with the unit, if it is not percent."""
+    unit = "" if metric.unit in ("%", "") else f" ({metric.unit})"
+    return plain(metric.title or column.replace("_", " ")) + unit
+
+
 def results_table(results, *others):
     """A Markdown table: one row an encoder, one column a protocol, on the test part; in percent where no unit is named.
 
@@ -53,8 +64,7 @@ def results_table(results, *others):
     rows, runs = results["results"], (results, *others)
     columns = list(dict.fromkeys(name for numbers in reversed(rows.values()) for name in numbers))
     metrics = {name: Metric(**results["metrics"][name]) for name in columns}
-    units = {name: "" if metric.unit in ("%", "") else f" ({metric.unit})" for name, metric in metrics.items()}
-    titles = [plain(metrics[name].title or name.replace("_", " ")) + unit for name, unit in units.items()]
+    titles = [column_title(name, metric) for name, metric in metrics.items()]
     lines = ["| | " + " | ".join(titles) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row in rows:
         cells = []
@@ -62,8 +72,12 @@ def results_table(results, *others):
             found = [run["results"][row][name] for run in runs if name in run["results"].get(row, {})]
             found = [f"{value:.{metrics[name].digits}f}" for value in found]
             cells.append(" / ".join(found if len(set(found)) > 1 else found[:1]))
-        lines.append(f"| {ROWS.get(row, row.replace('_', ' ').capitalize())} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row_title(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def row_title(row):
+    return ROWS.get(row, row.replace("_", " ").capitalize())
 
 
 def evaluations(path):
@@ -178,6 +192,7 @@ __all__ = [
     "RESULTS_FILE",
     "ROWS",
     "Metric",
+    "column_title",
     "evaluations",
     "in_order",
     "keep",
@@ -185,4 +200,6 @@ __all__ = [
     "named_after",
     "percent",
     "results_table",
+    "row_title",
+    "scores",
 ]

@@ -19,7 +19,7 @@ import transformers
 
 from ..errors import InputError
 from .features import check_weights, extract, frozen
-from .pictures import draw_all
+from .plots import draw_all
 from .processes import process_state
 from .protocols.fine_tune import SETTINGS as FINE_TUNE
 from .protocols.knn import SETTINGS as KNN

@@ -8,10 +8,10 @@ import torch
 
 from ..data.text import passages
 from ..errors import InputError
-from . import pictures
 from .encoders.loading import random_encoder
 from .encoders.text import FIT_ROWS, bag_of_words, load_text_encoder, text_and_label
 from .features import checked_labels
+from .plots import save_tsne
 from .protocols import language_model, next_sentence_retrieval, words
 from .protocols.fine_tune import FRACTIONS, LabelledRows
 from .protocols.fine_tune_text import METRICS as FINE_TUNE_METRICS
@@ -155,9 +155,7 @@ def _labelled_texts(encoder, split, data, regression):
 def _pictures(features, protocols, data, seed):
     """The asked pictures: {name: function of a path}."""
     test = features["pretrained"][1]
-    tsne = partial(
-        pictures.save_tsne, features=test.features, labels=test.labels, names=data.names, seed=seed, kind="text"
-    )
+    tsne = partial(save_tsne, features=test.features, labels=test.labels, names=data.names, seed=seed, kind="text")
     return {"tsne": tsne} if "tsne" in protocols else {}
 
 

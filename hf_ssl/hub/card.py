@@ -11,19 +11,16 @@ from jinja2 import Environment, FileSystemLoader, TemplateNotFound
 
 from ..errors import InputError
 from ..evaluation import PAIRS, Metric, modality_of, results_table
+from ..evaluation.conditions import SAMPLES, data_name, measured_on, setting_differences, settings_in_words
 from ..evaluation.results import evaluations
 from ..methods import METHODS
 from ..training.checkpoints import RUN_FILE
-from ..training.records import command_line, plain, public_name, public_run, redact
+from ..training.records import NOT_TRAINING, command_line, plain, public_run, redact
 from .transfer import EVAL_RESULTS
 
 _CARDS = importlib.util.find_spec("hf_ssl.model_cards")  # installed; else of a checkout that is run as it lies there
 CARDS = Path(_CARDS.origin).parent if _CARDS else Path(__file__).parents[2] / "model_cards"
 HISTORY = "history.json"
-NOT_TRAINING = (  # arguments that have no part in what is learnt
-    "output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",
-    "license",
-)  # fmt: skip
 # The versions of transformers that load a root with the features of this one, as tried. Before 5.4 configs were no data
 # classes, which @strict in the code of our own architectures asks for; before 5.0 CLIP gave image features as a bare tensor.
 # Native encoders were tried down to 4.57.
@@ -34,17 +31,18 @@ ALT_TEXTS = {
     "tsne": "t-SNE of the features",
     "word_map": "frequent words by t-SNE",
 }
-SAMPLES = {  # by what a model reads: the embedded data set's folder, and what it is
-    "image": ("images", "the images that ship with hf_ssl (12,000 of Fashion-MNIST)"),
-    "text": ("text", "the documents that ship with hf_ssl (1.4 million English words from twelve sources)"),
-    "audio": ("speech", "the recordings that ship with hf_ssl (4 minutes read by six synthetic speakers)"),
-    PAIRS: ("emoji", "the captioned emoji that ship with hf_ssl (2,543 drawings of 840 emoji)"),
-}
 
 
 def write_card(folder: str | Path) -> None:
     """(Re)write README.md of a release from what its files say: the run, its history, its evaluation, its pictures."""
     folder = Path(folder)
+    staging = folder / ".README.md.partial"
+    ModelCard(render_card(folder)).save(staging)
+    os.replace(staging, folder / "README.md")
+
+
+def render_card(folder: Path, path: str | None = None) -> str:
+    """The card of the release in `folder`. path: how its code names the folder; None: as whoever reads it here would."""
     run = json.loads((folder / RUN_FILE).read_text())
     output_dir, begun_as = run["arguments"]["output_dir"], run["arguments"]["backbone"] or ""
     run = public_run(run)
@@ -54,9 +52,10 @@ def write_card(folder: str | Path) -> None:
     modality = modality_of(METHODS[method])
     arguments, facts, places = run["arguments"], run.get("facts", {}), run["places"]  # no facts before a run has saved
     stated = facts.get("data", {"title": None, "license": []})
-    name = plain(folder.resolve().name)
-    begun_there = Path(output_dir).resolve() == folder.resolve()
-    path = output_dir if begun_there else str(folder)  # however the folder is named when it is evaluated
+    name = plain(Path(path or folder.resolve()).name)
+    if path is None:
+        begun_there = Path(output_dir).resolve() == folder.resolve()
+        path = output_dir if begun_there else str(folder)  # however the folder is named when it is evaluated
     dataset, is_local = arguments["dataset_name"], places.get("dataset_name", {"local": False})["local"]
     is_preset = "/" not in begun_as and not places.get("backbone", {"local": False})["local"]
     begun_from = None if is_preset else arguments["backbone"]
@@ -73,7 +72,9 @@ def write_card(folder: str | Path) -> None:
         eval_results=_eval_results(measured, modality) or None,
     )
     template = card_template(method)
-    shown = {k: v for k, v in arguments.items() if v not in (None, "", "none") and k not in (*unused, *NOT_TRAINING)}
+    shown = {
+        k: v for k, v in arguments.items() if v not in (None, "", "none", -1) and k not in (*unused, *NOT_TRAINING)
+    }
     source = plain(dataset) if dataset else SAMPLES[modality][1]
     text = template.render(
         card_data=data.to_yaml(),
@@ -93,10 +94,8 @@ def write_card(folder: str | Path) -> None:
         settings=set().union(*(each["settings"] for each in measured)),
         pictures=sorted(path.name for path in (folder / "images").glob("*.png")),
     )
-    staging = folder / ".README.md.partial"
     # a name that is not UTF-8 as Python writes it: then the code on the card still names the folder
-    ModelCard(redact(text.encode(errors="backslashreplace").decode())).save(staging)
-    os.replace(staging, folder / "README.md")
+    return redact(text.encode(errors="backslashreplace").decode())
 
 
 def _root_kind(folder, modality):
@@ -108,42 +107,15 @@ def _shown(results, modality, first):
     """Of one evaluation what it was measured on, its table, and its pictures with what they show. first: the evaluation that
     stands above it, or itself."""
     names = {path: re.sub(r"_[0-9]+$", "", Path(path).stem) for path in results["pictures"]}
+    changed = [f"{what} {plain(value)}" for what, value, _ in setting_differences(results, first)]
+    if (seed := results["settings"].get("seed")) != first["settings"].get("seed", seed):
+        changed.append(f"seed {seed}")
     return {
-        "measured_on": _measured_on(results, modality, first),
+        "measured_on": "; ".join([measured_on(results, modality), *changed]),
+        "settings": settings_in_words(results["settings"]),
         "table": results_table(results) if results["results"] else None,
         "pictures": {path: ALT_TEXTS.get(name, name) for path, name in names.items()},
     }
-
-
-def _measured_on(results, modality, first):
-    """The data and the rows of an evaluation, and what it had set otherwise than the `first` one, in words."""
-    data, settings = results["dataset"], results["settings"]
-    if not data:
-        return "the weights alone"
-    words = [plain(_data_name(data)) if data["name"] else SAMPLES[modality][1]]
-    if data.get("config"):
-        words[0] += f", config {plain(data['config'])}"
-    for part in ("test", "train"):
-        if (rows := data.get(f"{part}_rows")) is not None:
-            words.append(f"{rows:,} rows of the split {plain(data[f'{part}_split'])}")
-    if settings.get("max_samples"):
-        words.append(f"a sample of at most {settings['max_samples']:,} rows of a split")
-    if data.get("rows_not_finite"):
-        words.append(f"{data['rows_not_finite']} rows left out, whose features are not finite")
-    for name, value in settings.items():
-        before = first["settings"].get(name, value)
-        if isinstance(value, dict) and isinstance(before, dict):
-            words += [f"{name} with {key} {plain(value[key])}" for key in value if value[key] != before.get(key)]
-        elif name == "seed" and value != before:
-            words.append(f"seed {value}")
-    return "; ".join(words)
-
-
-def _data_name(data):
-    """The name of the data of an evaluation as it is published: whether it is a local one was decided then."""
-    if not data.get("local", False):
-        return public_name(data["name"]) if "local" not in data else data["name"]
-    return Path(data["name"]).name or Path(data["name"]).resolve().name
 
 
 def card_template(method):
@@ -190,7 +162,7 @@ def _eval_results(measured, modality):
     entries = {}
     for results in measured:
         data = results["dataset"]
-        name = _data_name(data) if data.get("name") else f"hf_ssl/samples/{SAMPLES[modality][0]}"
+        name = data_name(data) if data.get("name") else f"hf_ssl/samples/{SAMPLES[modality][0]}"
         sample = results["settings"].get("max_samples")
         for column, value in results["results"].get("pretrained", {}).items():
             metric = Metric(**results["metrics"][column])
@@ -211,4 +183,4 @@ def _eval_results(measured, modality):
     return list(entries.values())
 
 
-__all__ = ["CARDS", "HISTORY", "SAMPLES", "card_blocks", "card_template", "write_card"]
+__all__ = ["CARDS", "HISTORY", "card_blocks", "card_template", "render_card", "write_card"]

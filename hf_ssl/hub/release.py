@@ -21,8 +21,9 @@ from ..data import image_processor
 from ..data.audio import SPEAKER_COLUMNS
 from ..errors import InputError
 from ..evaluation import EVALUATIONS, PROTOCOLS, modality_of, results_table
+from ..evaluation.conditions import SAMPLES
 from ..evaluation.encoders.loading import one_line, released_encoder
-from ..evaluation.pictures import draw_all, save_loss
+from ..evaluation.plots import draw_all, save_loss
 from ..evaluation.processes import process_state
 from ..evaluation.run import FROZEN
 from ..evaluation.sources import Source
@@ -31,7 +32,7 @@ from ..training.arguments import RunArguments, check_known
 from ..training.checkpoints import RUN_FILE, from_main, full_config, write_json
 from ..training.loop import TrainingRun
 from ..training.records import redact
-from .card import HISTORY, SAMPLES, card_template, write_card
+from .card import HISTORY, card_template, write_card
 from .transfer import MEASURED, PARTIAL_RELEASE, check_repo_id, open_repository, push_release
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,10 @@ from ..data.loading import SAMPLES
 # arguments that may name local files
 PLACES = ("output_dir", "dataset_name", "backbone", "vision_tower", "text_tower", "tokenizer_name")
 WEIGHTS = ("backbone", "vision_tower", "text_tower")  # those among them that may name weights of others
+NOT_TRAINING = (  # arguments that have no part in what is learnt
+    "output_dir", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy",
+    "license",
+)  # fmt: skip
 LIBRARIES = ("hf_ssl", "torch", "transformers", "datasets", "accelerate")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 SECRETS = {  # what looks like a token or a password: what is left of it
@@ -180,6 +184,7 @@ def _weights_license(name):
 
 
 __all__ = [
+    "NOT_TRAINING",
     "command_line",
     "describe_run",
     "places",

@@ -15,6 +15,7 @@ from ...errors import InputError
 from .. import pictures
 from ..encoders.images import decode_rows
 from ..features import check_finite
+from ..plots import draw_all
 from ..results import Metric, percent
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def run(encoders, source, output_dir):
             }
             if output_dir is not None:
                 shown = encoders[row], source, images, encoded, chosen, texts, texts_of
-                pictures.draw_all(output_dir, {"captions": lambda path: _draw(path, *shown)})  # noqa: B023
+                draw_all(output_dir, {"captions": lambda path: _draw(path, *shown)})  # noqa: B023
     return numbers
 
 
@@ -151,7 +152,7 @@ def _draw(path, encoder, source, images, encoded, chosen, texts, texts_of):
     for i in chosen:  # no text twice
         first.setdefault(texts_of[images.rows[i].item()][0], i)
     shown = list(first.values())
-    shown = shown[:: max(1, len(shown) // SHOWN)][:SHOWN]
+    shown = [shown[len(shown) * i // SHOWN] for i in range(SHOWN)] if len(shown) > SHOWN else shown
     rows = images.rows[shown].tolist()
     similarity = functional.normalize(images.features[shown], dim=1) @ functional.normalize(encoded.features, dim=1).T
     beside = []

@@ -23,8 +23,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from ...errors import InputError
 from ...training.checkpoints import write_json
-from .. import pictures
 from ..encoders.loading import load_weights, one_line
+from ..plots import draw_all, save_word_map
 from ..processes import process_state
 from ..results import Metric, percent
 
@@ -44,7 +44,6 @@ SHOWN = ("king", "france", "water", "three", "good")  # whose neighbours are tol
 CHUNK = 256  # analogies that are compared with all words at a time
 SAMPLE = 4096  # bytes of a file by which its format is known
 MOST_PACKED = 1032  # bytes that one of a .gz can stand for
-MAP_WORDS, FEWEST_ON_MAP = 150, 8  # that the picture shows
 
 
 class WordVectors:
@@ -156,7 +155,7 @@ def run(encoders, source, output_dir):
     for word in filter(own.__contains__, SHOWN):
         logger.info("%s: %s", word, ", ".join(near for near, _ in own.most_similar(word, 8)))
     if output_dir is not None:
-        pictures.draw_all(output_dir, {"word_map": lambda path: save_word_map(path, own, seed=source.seed)})
+        draw_all(output_dir, {"word_map": lambda path: save_word_map(path, own, seed=source.seed)})
         if details:
             write_json(Path(output_dir) / DETAILS_FILE, details)
     return numbers
@@ -240,28 +239,6 @@ def word_analogies(vectors, path, most_frequent=300_000):
         raise InputError(f"{path}: no question has all four words in the vocabulary.")
     names = ("correct", "questions", "unknown")
     return results | {"total": {name: sum(section[name] for section in results.values()) for name in names}}
-
-
-def save_word_map(path, vectors, count=MAP_WORDS, skip=50, seed=0):
-    """A picture of frequent words in two dimensions by t-SNE; the `skip` most frequent, mostly grammar, are left out."""
-    from sklearn.manifold import TSNE
-
-    shown = [n for n, word in enumerate(vectors.words) if len(word) > 2 and not word.isdigit()]
-    skip = min(skip, max(0, len(shown) - count))
-    chosen = shown[skip : skip + count]
-    if len(chosen) < FEWEST_ON_MAP:
-        logger.warning("There is no map of %d words.", len(chosen))
-        return
-    places = TSNE(
-        2, perplexity=min(12, len(chosen) / 4), random_state=seed, metric="cosine", init="random"
-    ).fit_transform(vectors.unit[chosen].numpy())
-    figure, axis = pictures.pyplot().subplots(figsize=(12, 9))
-    axis.scatter(*places.T, s=4)
-    for (x, y), number in zip(places, chosen, strict=True):
-        axis.annotate(vectors.words[number], (x, y), fontsize=8)
-    axis.set_axis_off()
-    figure.tight_layout()
-    pictures.save(figure, path, dpi=110)
 
 
 def read_word2vec(path):
