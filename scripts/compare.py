@@ -5,8 +5,8 @@ hf-ssl compare mae moco simclr                     # the recorded default runs o
 hf-ssl compare mae moco --max_steps 200            # train each for 200 steps first, into OUTPUT_DIR/runs
 hf-ssl compare mae moco --max_steps 200 --dataset_name path/to/images --seed 1    # with flags of hf-ssl pretrain
 
-Leaves comparison.md, comparison.json and comparison_<modality>.png. A training that was stopped goes on, a finished one is left as it
-is.
+Leaves comparison.md, comparison.json and comparison_<modality>.png. A training that was stopped goes on; one that is finished is
+kept.
 """
 
 import argparse
