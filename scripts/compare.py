@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hf_ssl.cli import set_up_logging
 from hf_ssl.cli.information import recorded
+from hf_ssl.cli.main import launch_flags
 from hf_ssl.errors import InputError, run_script
 from hf_ssl.evaluation.comparison import compare, comparison_page, recorded_runs, released_runs
 from hf_ssl.evaluation.plots import save_comparison
@@ -33,7 +34,8 @@ def train_method(method, flags, folder):
     command = ["pretrain", method, *flags, "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
     if (folder / RUN_FILE).is_file():
         facts = json.loads((folder / RUN_FILE).read_text()).get("facts", {})
-        if (begun := facts.get("command", command[1:])[1:]) != command[2:]:
+        _, own = launch_flags(command[2:])
+        if (begun := facts.get("command", ["", *own])[1:]) != own:
             raise InputError(
                 f"'{folder}' holds a run with other flags ({' '.join(begun)}): choose another output_dir for this comparison."
             )

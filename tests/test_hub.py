@@ -600,6 +600,7 @@ def test_a_card_is_whole_and_regenerates_unchanged(tmp_path, name):
     for heading in ("## Use", "## Objective", "## Training", "## Limits"):
         assert f"\n{heading}\n" in text, heading
     assert "Deviation" in text and "arxiv.org" in text and "12.3" not in text.split("---")[1]
+    assert not re.search(r"\|---:?\|\n(?!\|)", text), "an empty table"
     for fact in (*FACTS[modality_of(model)], "1,920", "seed", "torch"):
         assert fact in text, fact
     run = json.loads((folder / RUN_FILE).read_text())

@@ -32,7 +32,7 @@ from hf_ssl.data import (
 from hf_ssl.data.images import PHOTOGRAPH
 from hf_ssl.data.pairs import check_texts
 from hf_ssl.errors import InputError
-from hf_ssl.evaluation.encoders.images import ImageEncoder, first_images, load_encoder
+from hf_ssl.evaluation.encoders.images import ImageEncoder, first_images, load_encoder, spread_images
 from hf_ssl.evaluation.encoders.loading import random_encoder, released_encoder
 from hf_ssl.hub.release import released_processor
 from hf_ssl.training.arguments import TwoViewArguments
@@ -217,6 +217,20 @@ def test_evaluation_does_not_hold_photographs_whole():
     assert torch.equal(encoder.preprocess(items), torch.stack(expected))
     [shown] = first_images([{"image": big.numpy()}], "image", 3, 1)
     assert shown.shape == (3, 550, 500) and shown.dtype == torch.uint8
+
+
+def test_pictures_show_rows_spread_over_the_data_without_broken_ones():
+    images = [Image.fromarray(np.full((4, 4), row, dtype=np.uint8)) for row in range(80)]
+    rows = [{"image": {"bytes": saved(image), "path": None}} for image in images]
+    for row in (10, 11, *range(30, 40)):  # the beginning of one part, and the whole of another
+        rows[row]["image"]["bytes"] = b"broken"
+    data = datasets.Dataset.from_list(rows)
+    shown = [int(image[0, 0, 0]) for image in spread_images(data, "image", 1, 8)]
+    assert shown == [0, 12, 20, 40, 50, 60, 70]
+    first = spread_images(data.to_iterable_dataset(), "image", 1, 8)  # of a stream
+    assert [int(image[0, 0, 0]) for image in first] == list(range(8))
+    with pytest.raises(InputError, match="holds no image that can be decoded"):
+        spread_images(data.select(range(30, 40)), "image", 1, 2)
 
 
 STAGES = dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")

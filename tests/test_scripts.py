@@ -92,6 +92,8 @@ def test_the_card_tells_the_numbers_of_the_run(release, pictures):
     assert card.data.pipeline_tag == "image-feature-extraction" and "self-supervised-learning" in card.data.tags
     assert str(pictures) not in card.content  # local data is named, its place is not
     assert printed.strip() in card.text and "{{" not in card.text and "30 steps" in card.text
+    measured = f"Measured on {pictures.name}; 100 test rows (split test); 200 training rows (split train); 10 classes"
+    assert measured in card.text and "| knn | k: 200; temperature: 0.07; similarity: cosine |" in card.text
 
 
 def run_card(folder, check):
@@ -129,6 +131,49 @@ def test_results_of_default_runs_are_recorded_for_the_readme(release, tmp_path, 
     assert f"→ {knn} / {knn}" in information.changes("mae")[0]
     assert information.changes("mae")[0] in script["zoo_table"]() and "samples/s on " in script["zoo_table"]()
     assert information.changes("mae")[0] in information.describe_method("mae")
+
+
+def test_recorded_runs_of_other_conditions_are_dropped(release, tmp_path, monkeypatch, capsys):
+    from hf_ssl.cli import information
+
+    monkeypatch.setattr(information, "RESULTS", tmp_path)
+    script = runpy.run_path(str(ROOT / "scripts/update_readme.py"))
+    for seed, rows in ((0, 100), (1, 100), (2, 99)):
+        script["record"](default_run(release, tmp_path / str(seed), seed, rows))
+        seeds = [each["seed"] for each in information.recorded("mae")["runs"]]
+        assert seeds == {0: [0], 1: [0, 1], 2: [2]}[seed]
+    assert "mae: the other recorded runs were measured on other rows" in capsys.readouterr().out
+
+
+def default_run(release, folder, seed, test_rows=100):
+    """A release that is made to look like a default run of this seed."""
+    shutil.copytree(release[0], folder, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors"))
+    run, results = (json.loads((folder / name).read_text()) for name in ("run.json", "eval_results.json"))
+    run["facts"]["command"], run["arguments"]["seed"] = ["pretrain_mae.py", f"--seed={seed}"], seed
+    results["dataset"]["test_rows"] = test_rows
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "eval_results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_the_card_of_a_recorded_run_is_an_example_in_the_repository(release, tmp_path, monkeypatch):
+    from hf_ssl.cli import information
+
+    monkeypatch.setattr(information, "RESULTS", tmp_path)
+    script = runpy.run_path(str(ROOT / "scripts/update_readme.py"))
+    write_example = script["write_example"]
+    monkeypatch.setitem(write_example.__globals__, "EXAMPLES", tmp_path / "examples")
+    for seed in (1, 0, 2):
+        folder = default_run(release, tmp_path / f"seed_{seed}", seed)
+        with pytest.raises(InputError, match=f"is not the recorded one of seed {seed}: record it first"):
+            write_example(folder)
+        script["record"](folder)
+        write_example(folder)
+    text = (tmp_path / "examples/mae.md").read_text()
+    assert "left with seed 0" in text and str(tmp_path) not in text and 'from_pretrained("outputs/mae")' in text
+    shown = re.findall(r"\]\((?!http)([^)]*)\)", text)
+    assert shown and all((tmp_path / "examples" / name).is_file() for name in shown), shown
+    assert {Path(name).name for name in shown} == {"mae_loss.png", "mae_reconstructions.png"}
 
 
 def test_the_release_loads_where_hf_ssl_is_not_installed(release):
