@@ -17,9 +17,10 @@ def save_reconstructions(model, rows, decoder, processor, path, count=8):
     inputs = processor(images, return_tensors="pt", input_data_format="channels_first")
     pixel_values = inputs.pixel_values.to(model.device)
     noise = torch.rand(len(images), model.grid**2, generator=torch.Generator().manual_seed(0)).to(model.device)
-    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (processor.image_mean, processor.image_std))
-    batches = (pixel_values, *model.reconstruct(pixel_values, noise=noise))
-    batches = [_to_uint8(batch, mean, std) for batch in batches]
+    with torch.no_grad():
+        mask = model(pixel_values, noise=noise).mask
+    batches = (pixel_values, *model.reconstruct(pixel_values, mask))
+    batches = [to_uint8(batch, processor.image_mean, processor.image_std) for batch in batches]
     _save_lines(path, ("original", "masked", "reconstructed"), batches)
 
 
@@ -27,8 +28,7 @@ def save_views(model, rows, decoder, processor, path, count=8):
     """For methods that compare views: `count` rows, and two views of each below it."""
     images = spread_images(rows, decoder.column, decoder.channels, count)
     batch = decoder.view(**decoder.collate(list(images), torch.arange(len(images))))
-    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (decoder.view.mean, decoder.view.std))
-    views = [_to_uint8(batch[name], mean, std) for name in ("pixel_values", "pixel_values_2")]
+    views = [to_uint8(batch[name], decoder.view.mean, decoder.view.std) for name in ("pixel_values", "pixel_values_2")]
     _save_lines(path, ("original", "view 1", "view 2"), [images, *views])
 
 
@@ -98,7 +98,9 @@ def save_captions(path, images, captions, letters=40):
     save(figure, path)
 
 
-def _to_uint8(pixel_values, mean, std):
+def to_uint8(pixel_values, mean, std):
+    """Images as they were before they were normalised by `mean` and `std`, a number a channel: (N, C, H, W) uint8."""
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
     return (pixel_values.cpu() * std + mean).clamp(0, 1).mul(255).byte()
 
 
@@ -128,4 +130,5 @@ __all__ = [
     "save_neighbours",
     "save_reconstructions",
     "save_views",
+    "to_uint8",
 ]

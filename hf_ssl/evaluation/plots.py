@@ -69,23 +69,26 @@ def save_loss(history, path):
     save(figure, path, bbox_inches="tight")
 
 
-def save_tsne(path, features, labels, names=None, seed=0, kind="image"):
-    """t-SNE of at most TSNE_POINTS rows, drawn at random, coloured by class."""
+def tsne(features, seed=0):
+    """Where t-SNE puts (N, D) features: (N, 2) float32, a NumPy array. Raises InputError for fewer than 3."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    plt = pyplot()
-    rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:TSNE_POINTS]
-    points, classes = features[rows].numpy(), labels[rows].numpy()
+    points = features.numpy()
     if len(points) < 3:
         raise InputError(f"t-SNE needs at least 3 rows, found {len(points)}")
     if points.shape[1] > TSNE_PCA and len(points) > TSNE_PCA:
         points = PCA(TSNE_PCA, random_state=seed).fit_transform(points)
     perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
-    points = TSNE(
-        2, perplexity=perplexity, init="pca" if points.shape[1] > 1 else "random", random_state=seed
-    ).fit_transform(points)
+    start = "pca" if points.shape[1] > 1 else "random"
+    return TSNE(2, perplexity=perplexity, init=start, random_state=seed).fit_transform(points)
 
+
+def save_tsne(path, features, labels, names=None, seed=0, kind="image"):
+    """t-SNE of at most TSNE_POINTS rows, drawn at random, coloured by class."""
+    plt = pyplot()
+    rows = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:TSNE_POINTS]
+    points, classes = tsne(features[rows], seed), labels[rows].numpy()
     figure, axis = plt.subplots(figsize=(7.5, 5.5))
     present = np.unique(classes)
     colours = plt.get_cmap("tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "gist_rainbow")
@@ -221,4 +224,4 @@ def _draw_range(axis, values, height, color, **style):
     return dot
 
 
-__all__ = ["draw_all", "pyplot", "save", "save_comparison", "save_loss", "save_tsne", "save_word_map"]
+__all__ = ["draw_all", "pyplot", "save", "save_comparison", "save_loss", "save_tsne", "save_word_map", "tsne"]

@@ -113,11 +113,18 @@ class MAEForPreTraining(SSLModel):
         return patches
 
     @torch.no_grad()
-    def reconstruct(self, pixel_values, noise=None):
-        """For pictures: (masked, reconstructed) images, (N, C, H, W) each. Visible patches are the original's."""
-        output = self(pixel_values, noise=noise)
-        patches, hidden = patchify(pixel_values, self.patch_size), output.mask[..., None]
-        predicted = output.logits.float()
+    def reconstruct(self, pixel_values, mask):
+        """(masked, reconstructed) images, (N, C, H, W) each: what `mask`, (N, L), is 1 for is hidden and filled in, whatever else
+        is seen stays as it is. Patches are counted row by row, `grid` in each; every image has as many hidden."""
+        mask = mask.to(pixel_values.device).bool()
+        counts = mask.sum(1)
+        if (counts != counts[0]).any():
+            raise ValueError(f"mask must hide as many patches of each image, found {counts.tolist()}.")
+        order = mask.long().argsort(dim=1, stable=True)  # the visible ones first
+        tokens = self._encode(pixel_values, order[:, : mask.shape[1] - int(counts[0])])
+        predicted = self.decoder(tokens, order.argsort(dim=1)).logits.float()
+
+        patches, hidden = patchify(pixel_values, self.patch_size), mask[..., None].float()
         if self.config.norm_pix_loss:  # give each patch its own mean and variance back, as the paper's figures do
             mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
             predicted = predicted * (variance + 1e-6).sqrt() + mean
@@ -126,14 +133,20 @@ class MAEForPreTraining(SSLModel):
 
     def embed(self, pixel_values):
         """The cls token after the last layer norm, no patch hidden: (N, D)."""
+        return self._encode(pixel_values)[:, 0]
+
+    def _encode(self, pixel_values, visible=None):
+        """The cls token and those of the `visible` patches, (N, V) int64, or of all: (N, 1 + V, D)."""
         embeddings = self.vit.embeddings
         positions = embeddings.position_embeddings  # (1, 1 + L, D)
         tokens = embeddings.patch_embeddings(pixel_values.to(self.dtype)) + positions[:, 1:]
+        if visible is not None:
+            tokens = tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[2]))
         cls_token = (embeddings.cls_token + positions[:, :1]).expand(len(tokens), -1, -1)
-        tokens = torch.cat([cls_token, tokens], dim=1)  # (N, 1 + L, D)
+        tokens = torch.cat([cls_token, tokens], dim=1)
         for layer in self.vit.layers:
             tokens = layer(tokens, None)
-        return self.vit.layernorm(tokens)[:, 0]
+        return self.vit.layernorm(tokens)
 
     def export_encoder(self) -> ViTModel:
         """A plain ViTModel. Its pooler is the identity, so that `pooler_output` is the cls token: AutoModel builds a

@@ -102,10 +102,26 @@ class TestMAE(MethodTester):
 
     def test_reconstruction_keeps_what_was_visible(self):
         model, batch = self.model().eval(), self.batch()
-        masked, reconstructed = model.reconstruct(**batch)
-        hidden = unpatchify(model(**batch).mask[..., None].expand(-1, -1, 48), 4, 4).bool()
+        mask = model(**batch).mask
+        masked, reconstructed = model.reconstruct(batch["pixel_values"], mask)
+        hidden = unpatchify(mask[..., None].expand(-1, -1, 48), 4, 4).bool()
         torch.testing.assert_close(reconstructed[~hidden], batch["pixel_values"][~hidden])
         assert not masked[hidden].any() and torch.equal(masked[~hidden], batch["pixel_values"][~hidden])
+
+    def test_reconstruction_is_what_the_loss_compares(self):
+        """Under a mask that was drawn the pixels are those that `forward` predicts, and under another as many as it hides."""
+        model = MAEForPreTraining(MAEConfig(**TINY_MAE, norm_pix_loss=False)).eval()
+        pixels = self.batch()["pixel_values"]
+        output = model(pixels, noise=self.batch()["noise"])
+        _, reconstructed = model.reconstruct(pixels, output.mask)
+        hidden = output.mask.bool()
+        torch.testing.assert_close(patchify(reconstructed, 4)[hidden], output.logits[hidden])
+        for count in (0, 1, 16):
+            mask = (torch.arange(16) < count).expand(len(pixels), -1)
+            changed = patchify(model.reconstruct(pixels, mask)[1], 4).ne(patchify(pixels, 4)).any(2)
+            assert torch.equal(changed, mask)
+        with pytest.raises(ValueError, match="as many patches of each image"):
+            model.reconstruct(pixels[:2], torch.eye(16)[:2].cumsum(0))
 
     @pytest.mark.parametrize(
         "change, message",
