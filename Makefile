@@ -1,4 +1,4 @@
-.PHONY: help format lint test docs proofs gpu conformance
+.PHONY: help format lint test docs proofs browser gpu conformance
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,6 +17,9 @@ docs:  ## Build the documentation in docs/_build/html
 
 proofs:  ## Run the slow proofs: every method beats its random initialisation
 	pytest -m slow
+
+browser:  ## Run the tests that click in a Chromium
+	pytest -m browser
 
 gpu:  ## Run the tests that want a GPU, and write outputs/gpu_steps.md
 	pytest tests/gpu

@@ -1,7 +1,7 @@
 """A Hugging Face Hub on 127.0.0.1: the protocol that huggingface_hub speaks, kept in memory, with faults on demand.
 
-Models and data sets, private ones with tokens; create, preupload, LFS batch / PUT / multipart / verify, commits as NDJSON with
-parent, branches and tags, tree, resolve with ETag, ranges and redirects of large files to a second port (the "CDN", which
+Models, data sets and Spaces, private ones with tokens; create, preupload, LFS batch / PUT / multipart / verify, commits as NDJSON
+with parent, branches and tags, tree, resolve with ETag, ranges and redirects of large files to a second port (the "CDN", which
 must never see a token). `hub.faults` are applied to the requests they fit, `hub.requests` is the log.
 """
 
@@ -22,7 +22,7 @@ import yaml
 LFS_SUFFIXES = (".safetensors", ".bin", ".parquet", ".png", ".tar")
 PART = 4 << 20  # larger uploads are asked for in parts of this size
 REVISION = r"(?P<revision>[^/]+)"
-PATTERNS = {  # of the API below /api/{models,datasets}/org/name
+PATTERNS = {  # of the API below /api/{models,datasets,spaces}/org/name
     "GET": {"info": f"(?:/revision/{REVISION})?", "tree": f"/tree/{REVISION}(?:/(?P<path>.*))?", "refs": "/refs"},
     "POST": {
         "preupload": f"/preupload/{REVISION}",
@@ -275,16 +275,16 @@ class _Api(_Handler):
                 (200, {"type": "user", "name": user.name, "orgs": []}, {}) if user else (401, {"error": "Invalid"}, {})
             )
         if lfs := re.fullmatch(
-            r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/(batch|verify|complete)", self.route
+            r"/(datasets/|spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/(batch|verify|complete)", self.route
         ):
             refused, self.repo_id = None, lfs[2]
             if lfs[3] != "complete":  # whose address is signed, as those of the parts are
-                _, refused = self._repository("datasets" if lfs[1] else "models", lfs[2], write=True)
+                _, refused = self._repository((lfs[1] or "models").rstrip("/"), lfs[2], write=True)
             return refused or getattr(self, f"_lfs_{lfs[3]}")(self.route.rsplit("/", 1)[0])
-        if resolve := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.route):
-            found, refused = self._repository("datasets" if resolve[1] else "models", resolve[2])
+        if resolve := re.fullmatch(r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.route):
+            found, refused = self._repository((resolve[1] or "models").rstrip("/"), resolve[2])
             return refused or self._resolve(found, resolve[3], resolve[4])
-        if api := re.match(r"/api/(models|datasets)/([^/]+/[^/]+)", self.route):
+        if api := re.match(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)", self.route):
             for name, pattern in PATTERNS.get(self.command, {}).items():
                 if rest := re.fullmatch(pattern, self.route[api.end() :]):
                     write = name in ("preupload", "commit", "tag", "branch")
@@ -328,6 +328,8 @@ class _Api(_Handler):
                 {"error": "Forbidden"},
                 {"X-Error-Message": "you don't have the rights to create a model there"},
             )
+        if asked.get("type") == "space" and not asked.get("sdk"):
+            return 400, {"error": "A Space needs an sdk"}, {}
         key = (asked.get("type", "model") + "s", repo_id)
         exists = key in hub.repositories
         hub.repositories.setdefault(key, Repository(asked.get("visibility") == "private"))

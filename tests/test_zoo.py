@@ -43,7 +43,7 @@ PUBLISHED = {  # parameters of the whole model, as transformers, open_clip and t
     ("mae", "vit-huge"): 657_074_508,
     ("mae", "vit-large"): 329_541_888,
 }
-ROOMS = ("cli", "hub", "evaluation", "training", "data", "methods", "errors")  # each imports those after it
+ROOMS = ("cli", "demo", "hub", "evaluation", "training", "data", "methods", "errors")  # each imports those after it
 
 
 @pytest.mark.parametrize("name", METHODS)

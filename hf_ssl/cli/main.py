@@ -50,12 +50,16 @@ def run(arguments):
         from .environment import env_command
 
         env_command(rest)
+    elif command == "demo":
+        from .demo import demo_command
+
+        demo_command(rest)
     elif command in ("verify", "list"):
         from . import information
 
         getattr(information, f"{command}_command")(rest)
     else:
-        known = ", ".join(("pretrain", *SCRIPTS, "verify", "list", "env"))
+        known = ", ".join(("pretrain", *SCRIPTS, "demo", "verify", "list", "env"))
         raise InputError(f"The command '{command}' is unknown: expected one of {known}.")
 
 
@@ -63,6 +67,7 @@ def _help():
     commands = [("pretrain METHOD", "train one of the methods, evaluate it, leave its release")]
     commands += [(name, text) for name, (_, text) in SCRIPTS.items()]
     commands += [
+        ("demo", "show on a page in the browser what a release can do"),
         ("verify", "compare a downloaded repository with the Hub's record of its hashes"),
         ("list", "methods, their presets with sizes, papers and proofs"),
         ("env", "versions, devices, precision and threads: what a bug report needs"),

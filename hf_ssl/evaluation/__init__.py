@@ -1,7 +1,8 @@
 """Evaluation of frozen features, and fine-tuning, beside the same encoder at random initialisation and raw features.
 
-`EVALUATIONS[what the model reads]` runs the asked protocols on one of our releases or on anybody's checkpoint. Each
-protocol is also a plain function of tensors, and two of them are `evaluate` metrics (folder metrics/).
+`ENCODERS[what the model reads]` loads one of our releases or anybody's checkpoint, `EVALUATIONS[what the model reads]` runs
+the asked protocols on it. Each protocol is also a plain function of tensors, and two of them are `evaluate` metrics (folder
+metrics/).
 """
 
 from . import audio, images, pairs, text
@@ -25,6 +26,12 @@ from .results import Metric, results_table
 from .text import evaluate_text
 
 EVALUATIONS = {"image": evaluate_images, "text": evaluate_text, "audio": evaluate_audio, PAIRS: evaluate_pairs}
+ENCODERS = {  # by what is read: from a folder or Hub id, and a revision
+    "image": load_encoder,
+    "text": load_text_encoder,
+    "audio": load_audio_encoder,
+    PAIRS: load_dual_encoder,
+}
 PROTOCOLS = {
     "image": images.PROTOCOLS,
     "text": text.PROTOCOLS,
@@ -33,6 +40,7 @@ PROTOCOLS = {
 }
 
 __all__ = [
+    "ENCODERS",
     "EVALUATIONS",
     "PROTOCOLS",
     "AudioEncoder",

@@ -64,13 +64,13 @@ def push_release(folder, repo_id, *, private=False, revision=None, tag=None, tra
     config = _identity(lambda name: json.loads(_read(files[name])) if name in files else None)
     api = open_repository(repo_id, config, private, revision)
     if tag:
-        _persistently(lambda: _check_tag(api, repo_id, tag, files), repo_id, "read")
+        persistently(lambda: _check_tag(api, repo_id, tag, files), repo_id, "read")
     message = redact(message or f"Release of {plain(folder.resolve().name)}")
-    commit = _persistently(lambda: _commit(api, repo_id, revision, files, message), repo_id, "write to")
+    commit = persistently(lambda: commit_files(api, repo_id, revision, files, message), repo_id, "write to")
     if tag:
         make_tag = lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)  # noqa: E731
         try:
-            _persistently(make_tag, repo_id, "write to")
+            persistently(make_tag, repo_id, "write to")
         except HubError as error:
             raise HubError(
                 f"'{repo_id}' holds the release, at {commit[:10]}, but not under the tag '{tag}': {error}"
@@ -84,15 +84,15 @@ def open_repository(repo_id, config, private=False, revision=None):
     check_repo_id("repo_id", repo_id)
     api = HfApi()
     create = lambda: api.create_repo(repo_id, private=private or None, exist_ok=True)  # noqa: E731
-    _persistently(create, repo_id, "create")
-    if _persistently(lambda: api.repo_info(repo_id), repo_id, "read").private is False and private:
+    persistently(create, repo_id, "create")
+    if persistently(lambda: api.repo_info(repo_id), repo_id, "read").private is False and private:
         raise HubError(
             f"'{repo_id}' is public on the Hub, and a private repository was asked for: choose another name."
         )
     if revision:
         branch = lambda: api.create_branch(repo_id, branch=revision, exist_ok=True)  # noqa: E731
-        _persistently(branch, repo_id, "write to")
-    _persistently(lambda: _check_same_model(api, repo_id, revision, config), repo_id, "read")
+        persistently(branch, repo_id, "write to")
+    persistently(lambda: _check_same_model(api, repo_id, revision, config), repo_id, "read")
     return api
 
 
@@ -105,9 +105,9 @@ def verify(repo_id, revision=None):
     check_repo_id("repo_id", repo_id)
     state = "checkpoints/"
     download = lambda: snapshot_download(repo_id, revision=revision, ignore_patterns=[f"{state}*"])  # noqa: E731
-    folder = Path(_persistently(download, repo_id, "read"))
+    folder = Path(persistently(download, repo_id, "read"))
     compare = lambda: HfApi().verify_repo_checksums(repo_id, revision=folder.name)  # noqa: E731
-    found = _persistently(compare, repo_id, "read")
+    found = persistently(compare, repo_id, "read")
     wrong = [f"{file['path']} (expected {file['expected']}, found {file['actual']})" for file in found.mismatches]
     wrong += [f"{path} (missing)" for path in found.missing_paths if not path.startswith(state)]
     if wrong:
@@ -139,14 +139,14 @@ def fetch_training_state(address):
         arguments = {"revision": revision or None, "allow_patterns": [RUN_FILE, "checkpoints/*"]}
         return snapshot_download(repo_id, **arguments, force_download=again)
 
-    found = list_checkpoints(_persistently(download, repo_id, "read"))
+    found = list_checkpoints(persistently(download, repo_id, "read"))
     if not found:
         raise HubError(
             f"'{repo_id}' has no training state: it is pushed by --hub_strategy every_save or hf-ssl push --training_state."
         )
     if damage := find_damage(found[0]):
         logger.warning("The training state of %s arrived damaged (%s): it is downloaded again.", repo_id, damage)
-        _persistently(lambda: download(again=True), repo_id, "read")
+        persistently(lambda: download(again=True), repo_id, "read")
     return found[0]
 
 
@@ -280,10 +280,11 @@ def _check_tag(api, repo_id, tag, files):
             raise HubError(f"tag '{tag}' of '{repo_id}' names another release already: choose another.")
 
 
-def _commit(api, repo_id, revision, files, message):
-    """One try: compare, and commit what differs. Returns the commit that holds the release."""
-    head = api.repo_info(repo_id, revision=revision).sha
-    added, deleted = _differ(_remote_files(api, repo_id, head), files)
+def commit_files(api, repo_id, revision, files, message, repo_type=None):
+    """One try: compare, and commit what differs. Returns the commit that holds the files, {name: a Path or bytes}."""
+    where = {"revision": revision, "repo_type": repo_type}
+    head = api.repo_info(repo_id, **where).sha
+    added, deleted = _differ(_remote_files(api, repo_id, head, repo_type), files)
     if not added and not deleted:  # also after a commit whose answer was lost
         return head
     operations = [CommitOperationDelete(name) for name in deleted]
@@ -291,11 +292,11 @@ def _commit(api, repo_id, revision, files, message):
         content = files[name]
         operations.append(CommitOperationAdd(name, content if isinstance(content, bytes) else str(content)))
     # parent_commit: what was compared is what is written over
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision, parent_commit=head).oid
+    return api.create_commit(repo_id, operations, commit_message=message, parent_commit=head, **where).oid
 
 
-def _remote_files(api, repo_id, revision):
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
+def _remote_files(api, repo_id, revision, repo_type=None):
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=repo_type)
     return {file.path: file for file in tree if hasattr(file, "blob_id")}
 
 
@@ -325,7 +326,7 @@ def _read(content):
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
-def _persistently(call, repo_id, aim):
+def persistently(call, repo_id, aim):
     """`call()`, repeated with growing waits while the Hub is busy or cut off. aim: what is done to the repository."""
     for wait in (*WAITS, None):
         try:

@@ -132,7 +132,7 @@ def random_encoder(encoder, seed):
     repo, subfolder = locate(encoder.name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = _pretraining_config(repo, subfolder, encoder.revision)
+        config = pretraining_config(repo, subfolder, encoder.revision)
         if config is not None:
             model = released_encoder(SSL_METHODS[config.model_type](config).export_encoder()).base_model
         else:
@@ -187,7 +187,7 @@ def load_config(name, what, **arguments):
         raise InputError(f"{what} is not a folder or Hub id of a loadable model: {one_line(error)}.") from error
 
 
-def _pretraining_config(repo, subfolder, revision):
+def pretraining_config(repo, subfolder="", revision=None):
     """The config of the method that made the release, None if it is not one of ours."""
     folders = [subfolder] if subfolder else ["", "pretraining"]
     for folder in folders:
@@ -213,6 +213,7 @@ __all__ = [
     "locate",
     "modality_of",
     "one_line",
+    "pretraining_config",
     "random_encoder",
     "released_encoder",
 ]
