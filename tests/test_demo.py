@@ -130,7 +130,7 @@ def test_texts_and_recordings_have_neighbours(tmp_path):
     players = neighbours.find(speech, str(file))
     assert [player.visible for player in players] == [True] * neighbours.NEIGHBOURS["audio"]
     assert players[0].label.endswith("1.00")
-    with pytest.raises(InputError, match="This audio cannot be read, the last because: .*'broken.wav'"):
+    with pytest.raises(InputError, match="This recording cannot be read, the last because: .*'broken.wav'"):
         (tmp_path / "broken.wav").write_bytes(b"RIFF")
         neighbours.find(speech, str(tmp_path / "broken.wav"))
 

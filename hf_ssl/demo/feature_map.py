@@ -100,9 +100,8 @@ def build(release):
         return chosen(gallery, event.row)
 
     with gr.Tab(TITLE) as tab:
-        gr.Markdown(
-            f"{len(gallery):,} {kind}s by t-SNE of their features: similar ones lie together. Click to enlarge."
-        )
+        drawn = f"{min(MOST_ROWS, len(gallery)):,} {gallery.noun}s"
+        gr.Markdown(f"{drawn} by t-SNE of their features: similar ones lie together. Click to enlarge.")
         plot = gr.HTML(html_template=TEMPLATE, css_template=STYLE, js_on_load=SCRIPT, min_height=320, elem_id="map")
         enlarged = ENLARGED[kind](interactive=False, visible=False)
         is_drawn = gr.State(False)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from .release import NOUNS
 
 NEIGHBOURS = {"image": 10, "text": 6, "audio": 5}  # that are shown
 SMALL, LETTERS = 224, 400  # pixels up to which images are enlarged; of a text that are shown
@@ -18,7 +19,7 @@ IMAGES = """{{#each value}}
 <figure><img src="{{this.image}}" alt="{{this.caption}}"><figcaption>{{this.caption}}</figcaption></figure>
 {{/each}}"""
 IMAGES_STYLE = """
-display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 12px;
+display: grid; grid-template-columns: repeat(auto-fill, minmax(max(92px, 17%), 1fr)); gap: 12px;
 figure { margin: 0; font-size: 13px; line-height: 1.3; text-align: center; }
 img { width: 100%; aspect-ratio: 1; object-fit: contain; margin: 0; border-radius: 4px; image-rendering: pixelated; }
 """
@@ -64,7 +65,7 @@ def _refusing(component, kind):
             return read(payload)
         except Exception as error:
             raise gr.Error(
-                f"This {kind} cannot be read: choose another file.", title="", print_exception=False
+                f"This {NOUNS[kind]} cannot be read: choose another file.", title="", print_exception=False
             ) from error
 
     component.preprocess = preprocess

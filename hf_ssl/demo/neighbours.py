@@ -20,15 +20,15 @@ def find(release, value):
 
 
 def build(release):
-    kind, count = release.encoder.kind, len(release.gallery)
+    kind, noun, count = release.encoder.kind, release.gallery.noun, len(release.gallery)
     look = friendly(partial(find, release))
     with gr.Tab(TITLE):
         gr.Markdown(
-            f"The features of your {kind} beside those of {count:,} others: the nearest ones with their cosines."
+            f"The features of your {noun} beside those of {count:,} others: the nearest ones with their cosines."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=240):
-                query = upload(kind, f"Your {kind}")
+                query = upload(kind, f"Your {noun}")
                 button = gr.Button("Find neighbours", variant="primary")
             with gr.Column(scale=2, min_width=320):
                 found = results(kind, "Neighbours")

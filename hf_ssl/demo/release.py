@@ -24,6 +24,7 @@ from ..hub.card import SAMPLES
 
 logger = logging.getLogger(__name__)
 ROWS = {"image": image_rows, "text": text_rows, "audio": audio_rows, PAIRS: image_rows}
+NOUNS = {"image": "image", "text": "text", "audio": "recording"}  # of a row, by the encoder's kind
 SPLITS = ("test", "validation", "train")  # the first that there is
 MAX_SAMPLES = 2000
 PASSAGE = 60  # words of a passage that the embedded documents are cut into
@@ -44,6 +45,10 @@ class Gallery:
     def __len__(self):
         return len(self.features)
 
+    @property
+    def noun(self):
+        return NOUNS[self.encoder.kind]
+
     def item(self, row):
         """What is in a row: an image, uint8 (C, H, W), photographs reduced, a text, or a waveform (T,)."""
         [column] = self.data.column_names
@@ -56,7 +61,7 @@ class Gallery:
         """The features of a value such as a cell of the data holds, (1, D). Raises InputError if it cannot be read."""
         item = self.encoder.read(value)
         if item is None:
-            raise InputError(f"This {self.encoder.kind} cannot be read{because(self.encoder)}.")
+            raise InputError(f"This {self.noun} cannot be read{because(self.encoder)}.")
         return self.encoder(self.encoder.preprocess([item], process_state().device)).cpu()
 
     def nearest(self, features, count):
@@ -121,7 +126,7 @@ def load_release(
         drawn = take_samples(datasets.Dataset.from_dict({"row": range(len(data))}), max_samples, seed)["row"]
         data, labels, under = data.select(drawn), [labels[i] for i in drawn], [under[i] for i in drawn]
     place = dataset_name or SAMPLES[modality][1]
-    title = f"{len(data):,} {encoder.kind}s of the split '{split}' of {place}"
+    title = f"{len(data):,} {NOUNS[encoder.kind]}s of the split '{split}' of {place}"
     logger.info("Reading %s.", title)
     found: Features = extract(encoder, data, (column,), description="encoding", labelled=False)
     rows = found.rows.tolist()
@@ -168,4 +173,4 @@ def _cut(data, labels):
     return datasets.Dataset.from_dict({column: [part for part, _ in rows]}), [label for _, label in rows]
 
 
-__all__ = ["MAX_SAMPLES", "Gallery", "Release", "load_release"]
+__all__ = ["MAX_SAMPLES", "NOUNS", "Gallery", "Release", "load_release"]
