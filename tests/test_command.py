@@ -198,6 +198,7 @@ def test_a_wheel_is_whole(installed):
     for name in (
         "hf_ssl/py.typed", "hf_ssl/scripts/pretrain_mae.py", "hf_ssl/scripts/benchmarks/timing.py", "hf_ssl/model_cards/mae.md",
         "hf_ssl/model_cards/results/mae.json", "hf_ssl/data/samples/images/test-00000-of-00001.parquet",
+        "hf_ssl/demo/feature_map.js", "hf_ssl/demo/reconstruct.js",
     ):  # fmt: skip
         assert name in names, name
     assert not [name for name in names if "test" in name.split("/")[0] or name.endswith(".png")]
