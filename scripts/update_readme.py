@@ -6,8 +6,8 @@ python scripts/update_readme.py --example runs/mae-0                 # copy a ca
 python scripts/update_readme.py --block long runs/long               # these runs' table in the block <!-- results:long -->
 
 model_cards/results/<method>.json holds one default run a seed, and the card of the run of the lowest seed becomes
-model_cards/examples/<method>.md. A block stands in README.md or in a page of docs/; one with the name of a method holds the table of its
-default runs, which are recorded too.
+model_cards/examples/<method>.md. A block stands in README.md or in a page of docs/; one with the name of a method holds the
+table of its default runs, which are recorded too.
 """
 
 import argparse

@@ -15,12 +15,12 @@ from ..data.pairs import CAPTION_COLUMNS, captions
 from ..data.text import passages, text_rows
 from ..errors import InputError
 from ..evaluation import ENCODERS, PAIRS, Features, extract, find_modality, nearest
+from ..evaluation.conditions import SAMPLES
 from ..evaluation.encoders.images import decode_rows
 from ..evaluation.encoders.loading import SSL_METHODS, load_weights, locate, pretraining_config
 from ..evaluation.features import because, take_samples
 from ..evaluation.pairs import EMBEDDED
 from ..evaluation.processes import process_state
-from ..hub.card import SAMPLES
 
 logger = logging.getLogger(__name__)
 ROWS = {"image": image_rows, "text": text_rows, "audio": audio_rows, PAIRS: image_rows}
