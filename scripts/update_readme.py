@@ -17,12 +17,13 @@ import shutil
 from pathlib import Path
 
 from hf_ssl.cli import information
-from hf_ssl.cli.information import changes, papers, recorded
+from hf_ssl.cli.information import PROOF_ROWS, papers, recorded
 from hf_ssl.errors import InputError, run_script
-from hf_ssl.evaluation import results_table
-from hf_ssl.evaluation.comparison import compare, recorded_runs
+from hf_ssl.evaluation import PAIRS, Metric, modality_of, results_table
+from hf_ssl.evaluation.comparison import MODALITIES, compare, mean, recorded_runs
 from hf_ssl.evaluation.conditions import conditions, differences
 from hf_ssl.evaluation.plots import save_comparison
+from hf_ssl.evaluation.results import column_title
 from hf_ssl.hub.card import render_card
 from hf_ssl.hub.transfer import EVAL_RESULTS
 from hf_ssl.methods import METHODS
@@ -31,7 +32,12 @@ from hf_ssl.training.checkpoints import RUN_FILE, write_json
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "model_cards/examples"
 README, BEGIN, END = ROOT / "README.md", "<!-- zoo -->\n", "<!-- /zoo -->"
-MOST_PROOFS = 4  # columns of an evaluation that the table of the zoo shows
+PROOFS = {
+    "image": "linear_probe",
+    "text": "linear_probe",
+    "audio": "phones",
+    PAIRS: "zero_shot",
+}  # the column of the table
 
 
 def read_run(folder):
@@ -110,32 +116,52 @@ def save_picture():
 
 
 def zoo_table():
+    """A row for each method: what it reads, one measure of its features beside random weights and raw features, and the minutes."""
     lines = [
-        "| method | paper | proof: random initialisation → pretrained, seeds 0 / 1 / 2 | speed |",
-        "|---|---|---|---|",
+        "| method | reads | paper | measured by | raw features | random weights | pretrained | minutes |",
+        "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for name in METHODS:
         links = ", ".join(f"[{label or f'arXiv:{number}'}]({link})" for label, link, number in papers(name))
-        runs = recorded(name).get("runs", [])
-        proof = ", ".join(changes(name)[:MOST_PROOFS])
-        card = f", [card](model_cards/examples/{name}.md)" if (EXAMPLES / f"{name}.md").is_file() else ""
-        title = f"[`{name}`](hf_ssl/methods/{name}.py){card}"
-        cells = [title, links, proof, _speed(runs[0]["run"]) if runs else ""]
+        example = f"model_cards/examples/{name}.md"
+        page = example if (ROOT / example).is_file() else f"hf_ssl/methods/{name}.py"
+        cells = [f"[`{name}`]({page})", MODALITIES[modality_of(METHODS[name])], links, *_proof(name, recorded(name))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _speed(run):
-    speed = f"{run['samples_seen'] / run['seconds']:,.0f} {run['unit']}/s"
-    return f"{speed} on {run['hardware']['name']}, {run['seconds'] / 60:.1f} min"
+def _proof(name, record):
+    """The column of the proof in words, its means over the seeds in each row, and the minutes of a run."""
+    runs, column = record.get("runs", []), PROOFS[modality_of(METHODS[name])]
+    if not runs:
+        return [""] * 5
+    raw = next((row for row in runs[0]["results"] if row not in PROOF_ROWS and column in runs[0]["results"][row]), "")
+    rows = [[run["results"].get(row, {}) for run in runs] for row in (raw, *PROOF_ROWS)]
+    values = [[numbers[column] for numbers in row if column in numbers] for row in rows]
+    means = [f"{mean(each):.1f}" if each else "" for each in values]
+    minutes = [run["run"]["seconds"] / 60 for run in runs if "run" in run]
+    title = column_title(column, Metric(**record["metrics"][column]))
+    return [title, *means[:2], f"**{means[2]}**", f"{mean(minutes):.0f}" if mean(minutes) >= 1 else "1"]
 
 
 def updated(readme):
-    before, _, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise InputError(f"README.md has no place for the table: expected {BEGIN.strip()} and {END}.")
-    return before + BEGIN + zoo_table() + END + after
+    """The README with its table of the zoo, and the tables of the default runs of single methods, as they are recorded now."""
+    readme = _between(readme, BEGIN, END, zoo_table())
+    for name in re.findall(r"<!-- recorded:(\w+) -->", readme):
+        record = recorded(name)
+        runs = [run | {"metrics": record["metrics"]} for run in record["runs"]]
+        readme = _between(
+            readme, f"<!-- recorded:{name} -->\n", f"<!-- /recorded:{name} -->", results_table(*runs) + "\n"
+        )
+    return readme
+
+
+def _between(text, begin, end, inside):
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise InputError(f"README.md has no place for a table: expected {begin.strip()} and {end}.")
+    return before + begin + inside + end + after
 
 
 def page_of(block, root=ROOT):

@@ -129,7 +129,11 @@ def test_results_of_default_runs_are_recorded_for_the_readme(release, tmp_path, 
     assert str(release[0]) not in (tmp_path / "mae.json").read_text()
     knn = f"{results['pretrained']['knn']:.1f}"
     assert f"→ {knn} / {knn}" in information.changes("mae")[0]
-    assert information.changes("mae")[0] in script["zoo_table"]() and "samples/s on " in script["zoo_table"]()
+    [row] = [line for line in script["zoo_table"]().splitlines() if line.startswith("| [`mae`]")]
+    shown = [f"{results[each]['linear_probe']:.1f}" for each in ("raw_pixels", "random_initialisation")]
+    assert f"| linear probe | {' | '.join(shown)} | **{results['pretrained']['linear_probe']:.1f}** | " in row
+    page = script["updated"]("<!-- zoo -->\n<!-- /zoo --><!-- recorded:mae -->\nstale<!-- /recorded:mae -->")
+    assert f"| Pretrained | {knn} |" in page and "stale" not in page
     assert information.changes("mae")[0] in information.describe_method("mae")
 
 

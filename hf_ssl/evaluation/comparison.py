@@ -255,6 +255,7 @@ def comparison_page(comparisons):
 
 
 __all__ = [
+    "MODALITIES",
     "MeasuredRun",
     "compare",
     "comparison_page",
