@@ -32,12 +32,12 @@ from hf_ssl.training.checkpoints import RUN_FILE, write_json
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "model_cards/examples"
 README, BEGIN, END = ROOT / "README.md", "<!-- zoo -->\n", "<!-- /zoo -->"
-PROOFS = {"image": "linear_probe", "text": "linear_probe", "audio": "phones", PAIRS: "zero_shot"}  # what the table shows
+PROOFS = {
     "image": "linear_probe",
     "text": "linear_probe",
     "audio": "phones",
     PAIRS: "zero_shot",
-}  # the column of the table
+}  # what the table shows
 
 
 def read_run(folder):
@@ -116,7 +116,7 @@ def save_picture():
 
 
 def zoo_table():
-    """A row for each method: what it reads, one measure of its features beside random weights and raw features, and the minutes."""
+    """A row for each method: what it reads, one measure of it beside raw features and random weights, and the minutes."""
     lines = [
         "| method | reads | paper | measured by | raw features | random weights | pretrained | minutes |",
         "|---|---|---|---|---:|---:|---:|---:|",
