@@ -11,7 +11,7 @@ import torch
 
 from ..errors import InputError
 from .comparison import mean
-from .results import Metric, column_title, row_title
+from .results import Metric, column_title, in_order, row_title
 
 logger = logging.getLogger(__name__)
 TSNE_POINTS, TSNE_PCA, PERPLEXITY = 2000, 50, 30.0  # 50 dimensions and perplexity 30: van der Maaten and Hinton 2008
@@ -157,8 +157,9 @@ def save_comparison(path, comparisons):
     drawn = {}
     for part, comparison, columns in zip(parts, comparisons, shown, strict=True):
         drawn |= _draw_comparison(part, comparison, columns)
-    titles = [row_title(row) for row in drawn]
-    figure.legend(drawn.values(), titles, loc="outside upper center", ncols=len(drawn), frameon=False, fontsize=9)
+    rows = in_order(drawn)
+    names, style = [row_title(row) for row in rows], {"ncols": len(rows), "frameon": False, "fontsize": 9}
+    figure.legend([drawn[row] for row in rows], names, loc="outside upper center", **style)
     save(figure, path, dpi=150, metadata={"Description": json.dumps(comparisons)})
 
 
