@@ -74,9 +74,9 @@ def method_page(name):
         fenced("python", textwrap.dedent(inspect.getsource(model.forward))),
         "## Presets",
         preset_table(name, presets),
-        "`--backbone` takes one of them, a release to go on from, or any encoder of transformers that fits.",
+        "The first is what you get without `--backbone`.",
         "## Settings",
-        "What the model is, set by `--config_overrides name=value,...`; defaults are the paper's unless a preset says otherwise.",
+        "What the model is; `--config_overrides name=value,...` changes it.",
         setting_table(model.config_class),
         "## What a run shows",
         logged(model),
@@ -183,10 +183,12 @@ def setting_table(config_class):
 def logged(model):
     """What the log of a run has, from the loop's own names and those that `forward` gives as metrics."""
     own = metrics_of(model)
-    always = [name for name in LOGGED_BY_THE_LOOP if name not in ("projection_std", "alignment", "uniformity")]
-    compared = "projections" in inspect.getsource(model.forward)
-    names = always + (["projection_std", "alignment", "uniformity"] if compared else [])
-    words = f"Each entry of the log has {', '.join(f'`{each}`' for each in names)}"
+    of_views = ("projection_std", "alignment", "uniformity")
+    compared = "projections_2" in inspect.getsource(model.forward)
+    names = [
+        name for name in LOGGED_BY_THE_LOOP if name != "samples_per_second" and (compared or name not in of_views)
+    ]
+    words = f"Each entry of the log has {', '.join(f'`{each}`' for each in names)} and the speed"
     words += f"; of this method also {', '.join(f'`{each}`' for each in own)}." if own else "."
     return words + " A representation that collapses is warned of by name: see [correctness](../correctness.md)."
 
