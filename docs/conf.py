@@ -11,9 +11,8 @@ author = "The hf_ssl developers"
 version = release = version_of("hf_ssl")
 extensions = ["myst_parser", "sphinx_copybutton", "generated", "mathml"]
 exclude_patterns = ["_build", "_fragments"]
-suppress_warnings = ["misc.highlighting_failure"]
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -22,4 +21,4 @@ html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_copy_source = False
-copybutton_selector = "div:not(.no-copy) > div.highlight > pre"
+html_show_copyright = False

@@ -25,6 +25,7 @@ from hf_ssl.training.checkpoints import full_config
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 TESTS = ROOT / "tests"
+CODE_WIDTH = 86
 TESTER = TESTS / "methods/tester.py"
 COMPARED = r"equal|original|official|transformers$|as_in_the"  # in names of tests that compare with another's numbers
 REFUSED = r"refused|impossible|asked_for"
@@ -129,8 +130,21 @@ def presets_of(name):
 
 
 def examples(name):
-    """The commands of the script's docstring."""
-    return script_of(name).__doc__.partition("\n\n")[2].strip()
+    """The commands of the script's docstring, in lines that fit a page, comments above their commands."""
+    lines = []
+    for command in re.sub(r"\s*\\\n\s*", " ", script_of(name).__doc__.partition("\n\n")[2].strip()).splitlines():
+        command, _, comment = re.sub(r" {2,}#", "#", command).partition("#")
+        flags = re.split(r" (?=--)", command.strip())
+        lines += [f"# {comment.strip()}"] if comment else []
+        for flag in flags:
+            if lines and flag is not flags[0] and len(lines[-1]) + len(flag) < CODE_WIDTH:
+                lines[-1] += f" {flag}"
+            elif flag is flags[0]:
+                lines.append(flag)
+            else:
+                lines[-1] += " \\"
+                lines.append(f"    {flag}")
+    return "\n".join(lines)
 
 
 def pictures(name):
@@ -242,10 +256,10 @@ def methods_index():
         for name in [name for name, model in METHODS.items() if modality_of(model) == modality]:
             title, idea, _ = docstring_of(name)
             proof = "<br>".join(information.changes(name)[:2])
-            rows.append((f"[{title}]({name}.md)<br>`{name}`", idea, cited(name), proof))
+            rows.append((f"[{title}]({name}.md)<br>`{name}`", f"{idea}<br>{cited(name)}", proof))
         if rows:
             heading = modality[0].upper() + modality[1:]
-            parts += [f"## {heading}", table(("method", "idea", "papers", "proof"), rows)]
+            parts += [f"## {heading}", table(("method", "idea, papers", "proof"), rows)]
     entries = "\n".join(METHODS)
     return "\n\n".join(parts) + f"\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
 
@@ -326,7 +340,9 @@ def fragments():
     for name in METHODS:
         path = TESTS / f"methods/test_{name}.py"
         tests = [test for test, _ in tests_in(path)]
-        compared = [test_link(path, test, "") for test in tests if re.search(COMPARED, test)]
+        compared = [
+            test_link(path, test, "") for test in tests if re.search(COMPARED, test) and "processes" not in test
+        ]
         refused = [test_link(path, test, "") for test in tests if re.search(REFUSED, test)]
         rows.append((f"[{docstring_of(name)[0]}](methods/{name}.md)", "<br>".join(compared), "<br>".join(refused)))
     parity = table(("method", "compared with", "refuses"), rows)

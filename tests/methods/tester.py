@@ -55,6 +55,7 @@ class MethodTester:
         return self.model_class(self.model_class.config_class(**copy.deepcopy(self.config)))
 
     def test_every_trained_weight_gets_a_gradient(self):
+        """The loss is one finite number, and every weight that is trained gets a gradient that is not 0."""
         model = self.model().train()
         output = model(**self.batch())
         assert isinstance(output, SSLOutput) and output.loss.ndim == 0 and output.loss.isfinite()
@@ -131,6 +132,7 @@ class MethodTester:
                 assert np.abs(values_2[name] - value).max() <= self.tolerance * np.abs(value).max() + self.floor, name
 
     def test_activation_checkpointing_changes_nothing(self):
+        """Losses, gradients and weights are bitwise the same, and layers are computed twice."""
         model, calls = self.model().train(), []
         assert model.supports_gradient_checkpointing == type(model).supports_gradient_checkpointing == self.has_blocks
         if not self.has_blocks:
@@ -157,10 +159,12 @@ class MethodTester:
             assert np.array_equal(value, plain[name]), name
 
     def test_same_draw_same_loss(self):
+        """With the random draws handed in, the loss is bitwise the same."""
         model = self.model().eval()
         assert torch.equal(model(**self.batch()).loss, model(**self.batch()).loss)
 
     def test_eval_forward_changes_nothing(self):
+        """Weights, statistics, queues and memories stay as they are."""
         model = self.model().eval()
         before = copy.deepcopy(everything(model))
         model(**self.batch())
@@ -168,6 +172,7 @@ class MethodTester:
             assert torch.equal(value, before[name]), name
 
     def test_embed_does_not_depend_on_the_batch(self):
+        """A sample has the same features alone and in a batch, each time."""
         model = self.model().eval()
         inputs = self.inputs()
         together, alone = model.embed(**inputs), model.embed(**{name: value[:1] for name, value in inputs.items()})
