@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CODE = re.compile(r"^( *)(`{3,})(.*?)\n.*?^\1\2`*\n", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\\)!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(<?([^)\s>]+)>?\)")
+PICTURE = re.compile(r'<img [^>]*src="([^"]+)"')
 INCLUDE = re.compile(r"```\{include\} (\S+)")
 TOCTREE = re.compile(r"```\{toctree\}\n(?::.*\n)*\n(.*?)```", re.DOTALL)
 
@@ -60,7 +61,8 @@ def anchors(text):
 def broken_links(path, text, exists, text_of):
     """Links of a page to what is not there. exists: whether a path is. text_of: a page's Markdown."""
     folder = {"_fragments": DOCS / "guides" if path.name == "presets.md" else DOCS}.get(path.parent.name, path.parent)
-    targets = LINK.findall(CODE.sub("", text)) + INCLUDE.findall(text)
+    prose = CODE.sub("", text)
+    targets = LINK.findall(prose) + PICTURE.findall(prose) + INCLUDE.findall(text)
     targets += [f"{line.strip()}.md" for block in TOCTREE.findall(text) for line in block.splitlines() if line.strip()]
     for target in targets:
         parts = urlsplit(target)
@@ -94,10 +96,11 @@ def test_the_check_of_links_bites(tmp_path):
     (tmp_path / "there.md").write_text("# A heading, with `code`\n```bash\n# no heading\n```\n")
     text = (
         "[a](there.md#a-heading-with-code) [b](gone.md) ![c](gone.png) [d](there.md#no-heading) [e](https://x.org/y)\n"
+    text += '<img src="no.png" alt="no">\n'
     )
     text += "```python\nx[0](gone)\n```\n"
     broken = list(broken_links(tmp_path / "page.md", text, Path.exists, Path.read_text))
-    assert [each.split(":")[0] for each in broken] == ["gone.md", "gone.png", "there.md#no-heading"]
+    assert [each.split(":")[0] for each in broken] == ["gone.md", "gone.png", "there.md#no-heading", "no.png"]
 
 
 @pytest.mark.parametrize("name", METHODS)
