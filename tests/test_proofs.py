@@ -37,14 +37,7 @@ def test_the_default_run_beats_random_initialisation(name, seed, tmp_path):
     check_margins(name, results)
 
 
-BELOW = {"clip": "the recorded run of seed 0 gains 9.75 points of image_to_text@5, the margin is 10"}
-RECORDED = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=BELOW[name]) if name in BELOW else ())
-    for name in METHODS
-]
-
-
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", METHODS)
 def test_recorded_runs_beat_random_initialisation(name):
     """Their numbers are those of the card and the README, and of the preset that a run takes by default."""
     runs = recorded(name)["runs"]
