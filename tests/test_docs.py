@@ -96,7 +96,7 @@ def test_the_check_of_links_bites(tmp_path):
     (tmp_path / "there.md").write_text("# A heading, with `code`\n```bash\n# no heading\n```\n")
     text = (
         "[a](there.md#a-heading-with-code) [b](gone.md) ![c](gone.png) [d](there.md#no-heading) [e](https://x.org/y)\n"
-    text += '<img src="no.png" alt="no">\n'
+        '<img src="no.png" alt="no">\n'
     )
     text += "```python\nx[0](gone)\n```\n"
     broken = list(broken_links(tmp_path / "page.md", text, Path.exists, Path.read_text))
