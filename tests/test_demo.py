@@ -245,7 +245,8 @@ def free_port():
 def test_the_command_says_what_it_reads_and_where_the_page_is(release, pictures):  # noqa: F811
     command = [sys.executable, "-m", "hf_ssl", "demo", release[0], "--dataset_name", pictures, "--max_samples", 20]
     command += ["--port", free_port()]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    interrupted = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (ignored where tests run in the background)
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, preexec_fn=interrupted)
     try:
         lines = []
         while not lines or "The page is at" not in lines[-1]:
