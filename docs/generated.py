@@ -42,6 +42,7 @@ def pages():
     """{path under docs/: text}."""
     found = {"methods/index.md": methods_index(), "papers.md": papers_page()}
     found |= {f"methods/{name}.md": method_page(name) for name in METHODS}
+    found |= {f"cards/{name}.md": text for name, text in examples_of_cards().items()}
     found |= {f"_fragments/{name}.md": text for name, text in fragments().items()}
     sources = [*(ROOT / "hf_ssl/methods").glob("*.py"), *TESTS.rglob("test_*.py"), TESTER]
     return found | {f"{source_place(path)}": source_page(path) for path in sorted(sources)}
@@ -94,9 +95,8 @@ def method_page(name):
         "## Tests",
         own_tests(name),
     ]
-    example = CARDS / f"examples/{name}.md"
-    if example.is_file():
-        parts += ["## Model card", f"[The card of a finished run]({relpath(example, DOCS / 'methods')})."]
+    if name in examples_of_cards():
+        parts += ["## Model card", f"[The card that a default run has left](../cards/{name}.md)."]
     heading = None
     kept = []
     for part in filter(None, (part.strip() for part in parts)):
@@ -106,6 +106,15 @@ def method_page(name):
             kept += [heading, part] if heading else [part]
             heading = None
     return "\n\n".join(kept) + "\n"
+
+
+def examples_of_cards():
+    """{method: a card that a run has left}, as pages."""
+    found = {}
+    for path in sorted((CARDS / "examples").glob("*.md")):
+        pictures = relpath(path.parent / "images", DOCS / "cards")
+        found[path.stem] = f"---\norphan: true\n---\n\n{path.read_text().replace('](images/', f']({pictures}/')}"
+    return found
 
 
 def docstring_of(name):
@@ -398,7 +407,7 @@ def fenced(language, code):
 def write(app):
     """Write what has changed, and delete pages of what is gone."""
     found = pages()
-    for folder in ("methods", "source", "_fragments"):
+    for folder in ("methods", "cards", "source", "_fragments"):
         for path in (DOCS / folder).rglob("*.md"):
             if path.relative_to(DOCS).as_posix() not in found:
                 path.unlink()

@@ -49,7 +49,7 @@ def pages(generated):
     return found | {DOCS / place: text for place, text in generated.pages().items() if place.split("/")[0] != "source"}
 
 
-GENERATED = {"_build", "_fragments", "methods", "source", "papers.md"}
+GENERATED = {"_build", "_fragments", "cards", "methods", "source", "papers.md"}
 
 
 def anchors(text):
