@@ -25,6 +25,7 @@ SCRIPTS = {  # command -> (the script that it runs, what it does)
     "evaluate": ("evaluate", "measure a release, or any checkpoint, beside its baselines"),
     "compare": ("compare", "put runs, or methods, side by side: a table and a plot"),
     "push": ("push_to_hub", "publish a release on the Hub, in one commit"),
+    "export": ("export", "write a release for onnxruntime, torch.export, timm or torchvision"),
     "convert": ("convert_checkpoint", "turn a checkpoint of a method's authors into a release"),
     "benchmark": ("benchmark", "time ours beside what users would run otherwise"),
 }

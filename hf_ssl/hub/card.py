@@ -148,13 +148,20 @@ def _measured(facts):
         if seconds < 6000
         else f"{seconds / 3600:.1f} h"
     )
+    tracking = facts.get("tracking", {"pages": {}})
+    pages = {
+        f"log in {tracker}": f"[{plain(tracking['run'])}]({page})"
+        if "://" in page
+        else f"`{page}`, run {plain(tracking['run'])}"
+        for tracker, page in tracking["pages"].items()
+    }
     return {
         "parameters": f"{facts['parameters']:,}",
         f"{unit} seen": f"{facts['samples_seen']:,}",
         "time": f"{duration}, {facts['samples_seen'] / seconds:,.0f} {unit}/s",
         "hardware": f"{machine['name']}, {processes}, {facts['precision']}",
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-    }
+    } | pages
 
 
 def _eval_results(measured, modality):

@@ -71,12 +71,18 @@ class CPCTextModel(PreTrainedModel):
     def forward(self, input_ids, attention_mask=None, output_hidden_states=None, **kwargs):
         if attention_mask is not None:
             input_ids = input_ids.masked_fill(attention_mask == 0, 0)
-        words, known = self.convolve(input_ids)
-        hidden = words.new_zeros(*known.shape, words.shape[1]).masked_scatter(known[..., None], words)
+        # padding is computed too, unlike in `convolve`: the shapes follow from the input's, as torch.export and ONNX want it
+        known, kernel_size, length = input_ids.ne(0), self.config.kernel_size, input_ids.shape[1]
+        vectors = F.pad(self.embeddings(input_ids.long()), (0, 0, kernel_size // 2, kernel_size // 2))
+        around = torch.cat(
+            [vectors[:, i : i + length] for i in range(kernel_size)], 2
+        )  # (N, L, kernel_size embedding_size)
+        hidden = self.convolution(around).relu() * known[..., None]
+        mean = hidden.sum(1) / known.sum(1).clamp(min=1)[:, None]
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden_states = (self.embeddings(input_ids), hidden) if output_hidden_states else None
-        return BaseModelOutputWithPooling(hidden, self.mean(words, known), hidden_states)
+        return BaseModelOutputWithPooling(hidden, mean, hidden_states)
 
     def convolve(self, input_ids):
         """(N, L) to the vectors of the known words of all texts, one after the other, (M, D), and which these are, (N, L)."""

@@ -11,6 +11,7 @@ from ..data.views import VIEWS
 from ..data.windows import WINDOW
 from ..errors import InputError
 from .optimizers import OPTIMIZERS, SCHEDULES
+from .trackers import tracker_names
 
 LARGEST_BATCH = 2**20  # of one process: what is larger is a slip of the keyboard
 HUB_STRATEGIES = ("end", "every_save")
@@ -56,7 +57,9 @@ class RunArguments:
     )
 
     logging_steps: int = field(default=50, metadata={"help": "Steps between log entries."})
-    report_to: str = field(default="none", metadata={"help": "Trackers of Accelerate: tensorboard, wandb, all ..."})
+    report_to: str = field(
+        default="none", metadata={"help": "Trackers of Accelerate: trackio, tensorboard, wandb, all ..."}
+    )
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints; 0: none but at SIGTERM."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints that are kept."})
     resume_from_checkpoint: str | None = field(
@@ -93,6 +96,7 @@ class RunArguments:
         check_fraction(self.test_fraction, self.group_column, self.streaming)
         for tracker in self.report_to.split(","):
             check_known("report_to", tracker, ["none", "all", *(known.value for known in LoggerType)])
+        tracker_names(self.report_to)
         check_known("hub_strategy", self.hub_strategy, HUB_STRATEGIES)
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise InputError(

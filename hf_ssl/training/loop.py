@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from .optimizers import advance, build_optimizer, build_scheduler
 from .records import WEIGHTS, describe_run
 from .run_folder import claim_output_dir, claimed, record_run
 from .signals import StopSignals
+from .trackers import Tracking, tracker_names
 
 logger = logging.getLogger(__name__)
 REFERENCE_BATCH = 256  # learning rates are given for this many samples a step, as in the papers
@@ -61,10 +62,9 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)
     output_dir = Path(args.output_dir)
-    trackers = None if args.report_to == "none" else args.report_to.split(",")
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=trackers,
+        log_with=tracker_names(args.report_to) or None,
         project_dir=output_dir / "logs",
         # queues and batch statistics are kept alike by the methods; DDP would overwrite them by the first process's
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -96,7 +96,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
         args.shuffle_buffer_size, accelerator.process_index, accelerator.num_processes, core.uses_sample_indices,
     )  # fmt: skip
 
-    step, history, seconds = 0, [], 0.0
+    step, history, seconds, changed = 0, [], 0.0, None
     sums, summed = {}, 0  # of the loss and the method's metrics, over the forward passes since the last log entry
     if checkpoint is not None:
         state, loader_state = load_checkpoint(accelerator, model, optimizer, checkpoint)
@@ -108,14 +108,12 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
             own = state["sums"][accelerator.process_index]
             sums = {name: torch.tensor(value, device=accelerator.device) for name, value in own.items()}
             summed = state["summed"]
-        if fingerprint and state.get("data") and (changed := difference(state["data"], fingerprint)):
-            logger.warning("The data have changed since the checkpoint was written: %s.", changed)
+        if fingerprint and state.get("data"):
+            changed = difference(state["data"], fingerprint)
     if accelerator.is_main_process:
         record_run(output_dir, run, checkpoint)
     started = time.perf_counter() - seconds
-    _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
-    if trackers and accelerator.is_main_process:
-        accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
+    tracking = Tracking(accelerator, run, facts, step)
 
     def save():
         # a float32 survives JSON exactly
@@ -151,12 +149,15 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
             whole.load_state_dict(weights)
         return whole
 
-    progress = tqdm(
-        total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, dynamic_ncols=True
-    )
-    clock, timed_from = time.perf_counter(), step
     # closing: an abandoned stream may abort the interpreter at exit
-    with claimed(output_dir), StopSignals(accelerator) as signals, closing(iter(loader)) as batches:
+    with tracking, claimed(output_dir), StopSignals(accelerator) as signals, closing(iter(loader)) as batches:
+        _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
+        if changed:
+            logger.warning("The data have changed since the checkpoint was written: %s.", changed)
+        progress = tqdm(
+            total=max_steps, initial=step, desc="training", disable=not accelerator.is_main_process, dynamic_ncols=True
+        )
+        clock, timed_from = time.perf_counter(), step
         while step < max_steps:
             if hasattr(core, "before_epoch") and (epoch := loader.epoch_begun_by(total_batch)) is not None:
                 _begin_epoch(accelerator, core, loader, epoch, args.seed)
@@ -205,29 +206,27 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
                 speed = (step - timed_from) * total_batch / (time.perf_counter() - clock)
                 clock, timed_from = time.perf_counter(), step
                 progress.set_postfix({"loss": f"{loss:.4f}", "samples/s": f"{speed:.0f}"})
-                accelerator.log(
-                    {k: v for k, v in entry.items() if k != "step"} | {"samples_per_second": speed}, step=step
-                )
+                tracking.log({k: v for k, v in entry.items() if k != "step"} | {"samples_per_second": speed}, step)
                 if health and step >= max(LEAST_STEPS, 0.1 * max_steps) and accelerator.is_main_process:
                     warn_if_collapsed(health, step)
             if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
                 save()
             if stop and step < max_steps:
                 progress.close()
-                accelerator.end_training()
+                accelerator.state.destroy_process_group()  # trackers are closed on the way out
                 signals.end_program(step)
 
-    progress.close()
-    gathered = gather_object([({"broken": loader.broken, "unfit": loader.unfit}, loader.reasons)])
-    for kind in ("broken", "unfit"):
-        number = sum(counts[kind] for counts, _ in gathered)
-        if number and accelerator.is_main_process:
-            reasons = [last[kind] for _, last in gathered if kind in last]  # of what a checkpoint has counted: none
-            because = f", the last because: {reasons[0]}" if reasons else ""
-            logger.warning("%d %s rows were skipped among %d%s.", number, kind, loader.rows_seen + number, because)
+        progress.close()
+        gathered = gather_object([({"broken": loader.broken, "unfit": loader.unfit}, loader.reasons)])
+        for kind in ("broken", "unfit"):
+            number = sum(counts[kind] for counts, _ in gathered)
+            if number and accelerator.is_main_process:
+                reasons = [
+                    last[kind] for _, last in gathered if kind in last
+                ]  # of what a checkpoint has counted: none
+                because = f", the last because: {reasons[0]}" if reasons else ""
+                logger.warning("%d %s rows were skipped among %d%s.", number, kind, loader.rows_seen + number, because)
     core = whole_model()
-    for tracker in accelerator.trackers:  # end_training() would also take the processes apart, which evaluate next
-        tracker.finish()
     return TrainingRun(core.eval(), history, args, accelerator.is_main_process)
 
 

@@ -107,6 +107,11 @@ def redact(text):
     return text
 
 
+def without_places(text):
+    """`text` with the last part alone of each absolute path that stands in it."""
+    return re.sub(r"(?<![\w.:/~-])~?/(?:[^\s/'\",:;]+/)+", "", text)
+
+
 def redacted(content):
     """What JSON holds, `redact`ed at any depth."""
     if isinstance(content, dict):
@@ -194,4 +199,5 @@ __all__ = [
     "public_run",
     "redact",
     "redacted",
+    "without_places",
 ]

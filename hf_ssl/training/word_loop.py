@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -31,6 +30,7 @@ from .health import representation_health, warn_if_collapsed
 from .loop import TrainingRun, begin_run
 from .run_folder import claimed, record_run
 from .signals import StopSignals
+from .trackers import Tracking, tracker_names
 from .word_updates import choose_updates
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     checkpoint and end the program with exit code 143 or 130.
     """
     output_dir = Path(args.output_dir)
-    trackers = None if args.report_to == "none" else args.report_to.split(",")
-    accelerator = Accelerator(log_with=trackers, project_dir=output_dir / "logs")
+    accelerator = Accelerator(log_with=tracker_names(args.report_to) or None, project_dir=output_dir / "logs")
     processes, process = accelerator.num_processes, accelerator.process_index
     on_cpu = accelerator.device.type == "cpu"
     threads = args.cpu_threads or max(1, (os.cpu_count() or 1) // processes)
@@ -85,8 +84,7 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
         sizes = f"{corpus.total:,}", f"{len(corpus.words):,}", f"{corpus.unknown:,}"
         logger.info("%s words of text; vocabulary %s, %s words were rarer and are left out", *sizes)
         logger.info("%d blocks in all, on %d processes x %d threads", max_steps, processes, threads)
-        if trackers:
-            accelerator.init_trackers("hf_ssl", config={k: v for k, v in asdict(args).items() if v is not None})
+    tracking = Tracking(accelerator, run, facts, step)
 
     def save():
         state = {"history": history, "seconds": time.perf_counter() - started, "text": corpus.digest}
@@ -107,7 +105,8 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
     accelerator.wait_for_everyone()
     stream = corpus.blocks(blocks, step // blocks, step % blocks, position)
     clock, timed_from = time.perf_counter(), step
-    with claimed(output_dir), StopSignals(accelerator) as signals, _helpers(updates, threads - 1) as update:
+    helpers = _helpers(updates, threads - 1)
+    with tracking, claimed(output_dir), StopSignals(accelerator) as signals, helpers as update:
         while step < max_steps:
             epoch, _, ids, position = next(stream)
             ids = ids.to(accelerator.device)
@@ -131,22 +130,18 @@ def train_words(model, corpus, args, on_save=None) -> TrainingRun:
                 speed = (step - timed_from) * corpus.total / blocks / (time.perf_counter() - clock)
                 clock, timed_from = time.perf_counter(), step
                 progress.set_postfix({"loss": f"{loss:.4f}", "words/s": f"{speed:,.0f}"})
-                accelerator.log(
-                    {k: v for k, v in entry.items() if k != "step"} | {"words_per_second": speed}, step=step
-                )
+                tracking.log({k: v for k, v in entry.items() if k != "step"} | {"words_per_second": speed}, step)
                 if health and step >= 0.1 * max_steps and accelerator.is_main_process:
                     warn_if_collapsed(health, step)
             if stop or step == max_steps or (args.save_steps and step % args.save_steps == 0):
                 save()
             if stop and step < max_steps:
                 progress.close()
-                accelerator.end_training()
+                accelerator.state.destroy_process_group()
                 signals.end_program(step)
 
     progress.close()
     torch.set_num_threads(torch_threads)
-    for tracker in accelerator.trackers:
-        tracker.finish()
     return TrainingRun(model, history, args, accelerator.is_main_process)
 
 

@@ -7,6 +7,7 @@ from ...data import image_processor
 from ...errors import InputError
 from ...methods import MAEConfig, MAEForPreTraining
 from .release import Release, image_card
+from .timm_vit import vit_blocks, vit_parameters, weights_and_biases
 from .weights import build_config, depth, fill, listed, read_weights, shape_of
 
 HEADS = {768: 12, 1024: 16, 1280: 16}  # by width, models_mae.py: ViT-B, L and H
@@ -97,30 +98,12 @@ def _heads(width, known, given, flag, path):
 
 
 def mae_parameters(model, has_decoder):
-    """The original's keys -> our parameters. A fused `qkv` holds the rows of query, key and value in this order."""
-    vit, decoder = model.vit, model.decoder
-    tokens = {"cls_token": vit.embeddings.cls_token, "pos_embed": vit.embeddings.position_embeddings}
-    modules = {"patch_embed.proj": [vit.embeddings.patch_embeddings.projection], "norm": [vit.layernorm]}
-    stacks = {"blocks": vit.layers}
+    """The original's keys -> our parameters: timm's names, and alike ones in the decoder."""
+    parameters, decoder = vit_parameters(model.vit), model.decoder
     if has_decoder:
-        tokens |= {"mask_token": decoder.mask_token, "decoder_pos_embed": decoder.decoder_pos_embed}
-        modules |= {name: [getattr(decoder, name)] for name in ("decoder_embed", "decoder_norm", "decoder_pred")}
-        stacks["decoder_blocks"] = decoder.decoder_layers
-    for stack, layers in stacks.items():
-        for i, layer in enumerate(layers):
-            attention = layer.attention
-            block = {
-                "norm1": [layer.layernorm_before],
-                "attn.qkv": [attention.q_proj, attention.k_proj, attention.v_proj],
-                "attn.proj": [attention.o_proj],
-                "norm2": [layer.layernorm_after],
-                "mlp.fc1": [layer.mlp.fc1],
-                "mlp.fc2": [layer.mlp.fc2],
-            }
-            modules |= {f"{stack}.{i}.{name}": parts for name, parts in block.items()}
-    parameters = {key: [token] for key, token in tokens.items()}
-    for name, parts in modules.items():
-        parameters |= {f"{name}.{kind}": [getattr(part, kind) for part in parts] for kind in ("weight", "bias")}
+        modules = {name: [getattr(decoder, name)] for name in ("decoder_embed", "decoder_norm", "decoder_pred")}
+        parameters |= weights_and_biases(modules | vit_blocks("decoder_blocks", decoder.decoder_layers))
+        parameters |= {"mask_token": [decoder.mask_token], "decoder_pos_embed": [decoder.decoder_pos_embed]}
     return parameters
 
 

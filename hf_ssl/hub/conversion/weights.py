@@ -113,6 +113,14 @@ def fill(parameters, weights, path):
             part.copy_(rows)
 
 
+def collect(parameters):
+    """The other way round: key -> a tensor that holds the rows of its parameters, one after the other."""
+    return {
+        key: torch.cat(list(parts)).detach() if len(parts) > 1 else parts[0].detach()
+        for key, parts in parameters.items()
+    }
+
+
 def listed(keys, most=6):
     keys = sorted(keys)
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
