@@ -1,6 +1,5 @@
 """Releases in other runtimes and libraries: the same features there, or one sentence and no file."""
 
-import functools
 import importlib
 import runpy
 import sys
@@ -30,7 +29,7 @@ from hf_ssl.methods import METHODS, SSLResNetConfig, SSLResNetModel
 SMALL_BERT = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40)
 
 
-def tester_of(name):
+def find_tester(name):
     module = importlib.import_module(f"methods.test_{name}")
     return next(
         kind()
@@ -48,19 +47,23 @@ def saved(model, folder, size=16):
     return str(folder)
 
 
-ENCODERS = {name: tester_of(name).model().export_encoder() for name in METHODS}
-# methods that release the same network are one test
+ENCODERS = {name: find_tester(name).model().export_encoder() for name in METHODS}
+# methods that release the same network are one test, and the smallest of each kind of input is in the quick suite
 ARCHITECTURES = {encoder.config.to_json_string(): name for name, encoder in reversed(ENCODERS.items())}
+BY_SIZE = sorted(ARCHITECTURES.values(), key=lambda name: -ENCODERS[name].num_parameters())
+QUICK = {ENCODERS[name].main_input_name: name for name in BY_SIZE}.values()
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES.values()))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BY_SIZE]
+)
 def test_every_release_runs_in_onnxruntime(name, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     release = saved(ENCODERS[name], tmp_path / "release")
     export_release(release, "onnx", tmp_path / "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx", providers=["CPUExecutionProvider"])
-    tester, model = tester_of(name), AutoModel.from_pretrained(release).eval()
+    tester, model = find_tester(name), AutoModel.from_pretrained(release).eval()
     batch = tester.batch() | tester.inputs()
     if "input_ids" in batch:
         batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
@@ -76,20 +79,16 @@ def test_every_release_runs_in_onnxruntime(name, tmp_path):
     assert (tmp_path / "onnx/config.json").is_file()
 
 
-@functools.cache
-def bert(folder):
-    torch.manual_seed(0)
-    return saved(BertModel(BertConfig(**SMALL_BERT)).eval(), folder)
-
-
 def test_texts_of_any_length_and_number_run_in_torch_alone(tmp_path):
-    release = bert(tmp_path / "release")
+    release = saved(ENCODERS["word2vec"], tmp_path / "release")
     export_release(release, "torch", tmp_path / "torch")
-    program = torch.export.load(tmp_path / "torch/model.pt2").module()
-    model = AutoModel.from_pretrained(release).eval()
+    program, model = (
+        torch.export.load(tmp_path / "torch/model.pt2").module(),
+        AutoModel.from_pretrained(release).eval(),
+    )
     for shape in ((1, 9), (4, 20)):
-        ids = torch.randint(40, shape)
-        values = dict(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids))
+        ids = torch.randint(12, shape)
+        values = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
         with torch.no_grad():
             expected, outputs = model(**values), program(**values)
         assert set(outputs) == {"last_hidden_state", "pooler_output"}
@@ -99,11 +98,10 @@ def test_texts_of_any_length_and_number_run_in_torch_alone(tmp_path):
 
 def test_a_pooler_that_no_file_has_is_not_exported(tmp_path):
     """transformers would draw it at random."""
-    BertModel(BertConfig(**SMALL_BERT), add_pooling_layer=False).save_pretrained(tmp_path / "release")
-    export_release(str(tmp_path / "release"), "torch", tmp_path / "torch")
-    ids = torch.ones(2, 5, dtype=torch.long)
+    release = saved(ViTModel(ViTConfig(**TINY_VIT), add_pooling_layer=False), tmp_path / "release")
+    export_release(release, "torch", tmp_path / "torch")
     program = torch.export.load(tmp_path / "torch/model.pt2").module()
-    assert set(program(input_ids=ids, attention_mask=ids, token_type_ids=0 * ids)) == {"last_hidden_state"}
+    assert set(program(pixel_values=torch.zeros(3, 3, 16, 16))) == {"last_hidden_state"}
 
 
 RESNET18 = ResNetConfig(embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
@@ -144,6 +142,7 @@ def test_other_libraries_load_it_by_the_code_that_is_printed(config, format, tmp
     if format == "timm":
         assert names["settings"]["input_size"] == (3, size, size)
         assert names["settings"]["mean"] == pytest.approx((0.485, 0.456, 0.406))
+        assert names["model"].pretrained_cfg.get("license") is None  # no other network's
 
 
 @pytest.mark.parametrize(
@@ -168,6 +167,6 @@ def test_what_has_no_such_form_is_one_sentence_and_leaves_nothing(model, format,
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):
-    release = bert(tmp_path / "release")
+    release = saved(ENCODERS["word2vec"], tmp_path / "release")
     with pytest.raises(InputError, match="is not an empty folder"):
         export_release(release, "torch", release)

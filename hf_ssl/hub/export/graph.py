@@ -28,21 +28,13 @@ def export_onnx(name, model, missing, folder):
     import onnxruntime
 
     graph, inputs = Graph(model, missing), Inputs(name, model)
-    example = inputs.draw(2, 0)
     with _exporting(name, "onnx"):
-        graph.names = list(example)
-        axes = tuple(inputs.axes(lambda name: Dim.DYNAMIC).values())
-        program = torch.export.export(graph, tuple(example.values()), dynamic_shapes={"values": axes, "inputs": {}})
+        program, example = _program(graph, inputs)
         size = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
         file = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            input_names=list(example),
-            output_names=list(graph(**example)),
-            dynamic_shapes={"values": tuple(inputs.axes(str).values()), "inputs": {}},
+            program, dynamo=True, verbose=False, output_names=list(example), dynamic_shapes=inputs.axes(str)
         )
-        _free_lengths(file.model.graph.outputs, graph(**example), graph(**inputs.draw(3, 1)))
+        _free_lengths(file.model.graph.outputs, example, graph(**inputs.draw(3, 1)))
         file.save(folder / "model.onnx", external_data=size > LARGEST_PROTOBUF)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -56,44 +48,53 @@ def export_onnx(name, model, missing, folder):
 
     _compare(name, "onnxruntime", graph, run, inputs)
     model.config.save_pretrained(folder)
-    opset = file.model.opset_imports[""]
     return f"""\
-import onnxruntime  # opset {opset}; inputs {", ".join(example)}; outputs {", ".join(graph(**example))}
+import onnxruntime
 
-session = onnxruntime.InferenceSession("FOLDER/model.onnx")
-outputs = session.run(None, {{{", ".join(f'"{key}": {key}' for key in example)}}})  # arrays of NumPy"""
+session = onnxruntime.InferenceSession("FOLDER/model.onnx")  # opset {file.model.opset_imports[""]}
+outputs = session.run(None, {{{", ".join(f'"{each}": {each}' for each in inputs.names)}}})  # {", ".join(example)}"""
 
 
 def export_torch(name, model, missing, folder):
     """model.pt2, with config.json beside it."""
     graph, inputs = Graph(model, missing), Inputs(name, model)
-    example = inputs.draw(2, 0)
     with _exporting(name, "torch"):
-        axes = {"values": (), "inputs": inputs.axes(lambda name: Dim.DYNAMIC)}
-        torch.export.save(torch.export.export(graph, (), example, dynamic_shapes=axes), folder / "model.pt2")
-    loaded = torch.export.load(folder / "model.pt2").module()
+        program, example = _program(graph, inputs)
+        torch.export.save(program, folder / "model.pt2")
+        loaded = torch.export.load(folder / "model.pt2").module()
     _compare(name, "torch.export", graph, lambda values: loaded(**values), inputs)
     model.config.save_pretrained(folder)
     return f"""\
 import torch
 
 model = torch.export.load("FOLDER/model.pt2").module()
-outputs = model({", ".join(f"{key}={key}" for key in example)})  # {", ".join(graph(**example))}"""
+outputs = model({", ".join(f"{each}={each}" for each in inputs.names)})  # a dict of {", ".join(example)}"""
+
+
+def _program(graph, inputs):
+    """(what torch.export makes of a graph, its example outputs)."""
+    example = inputs.draw(2, 0)
+    program = torch.export.export(graph, (), example, dynamic_shapes=inputs.axes(lambda name: Dim.DYNAMIC))
+    return program, graph(**example)
 
 
 class Graph(nn.Module):
-    """A model whose tensors come in by name, or by place in the order of `names`, and go out as a dict of OUTPUTS."""
+    """A model whose tensors come in by name, and go out as a dict of OUTPUTS."""
 
     def __init__(self, model, missing):
         super().__init__()
-        self.model, self.names = model, []
+        self.model = model
         # transformers would draw a pooler that no file has
         self.left_out = {"pooler_output"} if any("pooler" in key for key in missing) else set()
         self.eval()
 
     @torch.no_grad()
-    def forward(self, *values, **inputs):
-        output = self.model(**dict(zip(self.names, values, strict=False)), **inputs)
+    def forward(self, input_ids=None, pixel_values=None, input_values=None, attention_mask=None, token_type_ids=None):
+        inputs = {  # torch.export does not run what takes **inputs
+            "input_ids": input_ids, "pixel_values": pixel_values, "input_values": input_values,
+            "attention_mask": attention_mask, "token_type_ids": token_type_ids,
+        }  # fmt: skip
+        output = self.model(**{name: tensor for name, tensor in inputs.items() if tensor is not None})
         tensors = {name: output.get(name) for name in OUTPUTS if name not in self.left_out}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 

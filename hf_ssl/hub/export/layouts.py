@@ -3,6 +3,7 @@
 import re
 from importlib.util import find_spec
 
+import PIL.Image
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
@@ -55,10 +56,14 @@ def export_timm(name, model, missing, folder):
     settings |= {"in_chans": config.num_channels, "num_classes": 0}
     network = timm.create_model(architecture, **settings)
     _load(name, "timm", network, weights)
-    encoder = load_encoder(name)
-    view = processor_view(encoder.processor, encoder.channels)
-    data = {"input_size": (config.num_channels, view["size"], view["size"]), "mean": view["mean"], "std": view["std"]}
-    timm.models.save_for_hf(network, folder, model_args=settings, data_config=data, safe_serialization=True)
+    timm.models.save_for_hf(
+        network,
+        folder,
+        model_args=settings,
+        model_config={"pretrained_cfg": {"tag": None, "license": None}},  # else those of weights of timm's
+        data_config=_data_config(name, config),
+        safe_serialization=True,
+    )
     _check(name, "timm", model, network)
     return """\
 import timm
@@ -91,6 +96,7 @@ def export_torchvision(name, model, missing, folder):
     network.load_state_dict(load_file(folder / "model.safetensors"))
     _check(name, "torchvision", model, network)
     return f"""\
+import PIL.Image
 import torch
 import torchvision
 from safetensors.torch import load_file
@@ -99,6 +105,20 @@ model = torchvision.models.{build}
 model.{head} = torch.nn.Identity()
 model.load_state_dict(load_file("FOLDER/model.safetensors"))
 features = model.eval()(images)  # (N, D) of (N, C, H, W); preprocessor_config.json has size and normalisation"""
+
+
+def _data_config(name, config):
+    """What the image processor does, in timm's words."""
+    encoder = load_encoder(name)
+    view, processor = processor_view(encoder.processor, encoder.channels), encoder.processor
+    before = processor.size.shortest_edge or processor.size.height or view["size"]  # the crop
+    return {
+        "input_size": (config.num_channels, view["size"], view["size"]),
+        "mean": view["mean"],
+        "std": view["std"],
+        "crop_pct": view["size"] / before,
+        "interpolation": PIL.Image.Resampling(processor.resample).name.lower(),
+    }
 
 
 def _weights(name, model, library):
