@@ -1,4 +1,4 @@
-.PHONY: help format lint test docs proofs browser gpu conformance
+.PHONY: help format lint test docs pages proofs browser gpu conformance
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -14,6 +14,9 @@ test:  ## Run the tests
 
 docs:  ## Build the documentation in docs/_build/html
 	sphinx-build -W --keep-going -b html docs docs/_build/html
+
+pages:  ## Run every command that README, docs and scripts print, on small data
+	pytest tests/test_pages.py -m "pages or not pages" -rP
 
 proofs:  ## Run the slow proofs: every method beats its random initialisation
 	pytest -m slow

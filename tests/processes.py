@@ -20,7 +20,7 @@ from pathlib import Path
 
 SIGNALS = {"kill": signals.SIGKILL, "terminate": signals.SIGTERM, "interrupt": signals.SIGINT}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["hf_ssl.training", "hf_ssl.data", "hf_ssl.hub", "hf_ssl.evaluation"])
+CONTEXT.set_forkserver_preload(["hf_ssl.cli", "matplotlib.pyplot", "sklearn.linear_model", "sklearn.manifold"])
 
 
 class Failed(Exception):
