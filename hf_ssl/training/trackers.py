@@ -23,7 +23,8 @@ def tracker_names(report_to):
     available = {tracker.value for tracker in get_available_trackers()}
     for name in names:
         if name not in available | {"all"}:
-            raise InputError(f"report_to: the package of the tracker {name} is not installed: pip install {name}")
+            package = '"hf_ssl[track]"' if name == "trackio" else name
+            raise InputError(f"report_to: the package of the tracker {name} is not installed: pip install {package}.")
     return names
 
 

@@ -24,7 +24,7 @@ def export_onnx(name, model, missing, folder):
     """model.onnx, with config.json beside it."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
-            raise InputError(f"format onnx needs the package {package}: pip install 'hf_ssl[export]'")
+            raise InputError(f'format onnx needs the package {package}: pip install "hf_ssl[export]".')
     import onnxruntime
 
     graph, inputs = Graph(model, missing), Inputs(name, model)

@@ -40,7 +40,7 @@ TORCHVISION_VIT = {  # timm's name, as a pattern -> torchvision's
 def export_timm(name, model, missing, folder):
     """model.safetensors and timm's config.json, which names the network and holds the normalisation."""
     if find_spec("timm") is None:
-        raise InputError("format timm needs the package timm: pip install 'hf_ssl[export]'")
+        raise InputError('format timm needs the package timm: pip install "hf_ssl[export]".')
     import timm
 
     weights, config = _weights(name, model, "timm"), model.config
