@@ -138,10 +138,12 @@ def _proof(name, record):
     raw = next((row for row in runs[0]["results"] if row not in PROOF_ROWS and column in runs[0]["results"][row]), "")
     rows = [[run["results"].get(row, {}) for run in runs] for row in (raw, *PROOF_ROWS)]
     values = [[numbers[column] for numbers in row if column in numbers] for row in rows]
-    means = [f"{mean(each):.1f}" if each else "" for each in values]
+    means = [mean(each) if each else None for each in values]
+    best = max(each for each in means if each is not None)
+    cells = ["" if each is None else f"**{each:.1f}**" if each == best else f"{each:.1f}" for each in means]
     minutes = [run["run"]["seconds"] / 60 for run in runs if "run" in run]
     title = column_title(column, Metric(**record["metrics"][column]))
-    return [title, *means[:2], f"**{means[2]}**", f"{mean(minutes):.0f}" if mean(minutes) >= 1 else "1"]
+    return [title, *cells, f"{max(1, mean(minutes)):.0f}"]
 
 
 def updated(readme):

@@ -316,6 +316,8 @@ def _find(dataset_name, sample, config_name):
         raise DataError(
             f"dataset_name '{dataset_name}' was not found: expected a Hub id, a folder or a glob of files."
         )
+    if path.parent.is_dir():  # else nobody takes it for a folder
+        say_once(f"There is no folder or file '{dataset_name}' here: looking for a data set of that name on the Hub.")
     return dataset_name
 
 

@@ -1,5 +1,6 @@
 """How a run is published: release.py writes the folder, card.py its card, transfer.py speaks to the Hub, space.py writes the
-Space that shows it, conversion/ turns the checkpoints of a method's authors into releases."""
+Space that shows it, conversion/ turns the checkpoints of a method's authors into releases, export/ releases into files for
+other runtimes."""
 
 from .card import write_card
 from .release import check_arguments, check_run, finish_run, push_save, save_release
