@@ -100,13 +100,15 @@ def text_tables(folder, splits=("train", "test")):
     folder.mkdir(parents=True, exist_ok=True)
     rows = sample("text", "train", 400)
     labels = names(rows, "source")
-    frequent = sorted(set(labels), key=labels.count)[-2:]
-    kept = [i for i, label in enumerate(labels) if label in frequent]
+    two = (
+        [i for i, label in enumerate(labels) if label == name] for name in sorted(set(labels), key=labels.count)[-2:]
+    )
+    kept = [i for pair in zip(*two, strict=False) for i in pair]
     for part, split in enumerate(splits):
         with open(folder / f"{split}.csv", "w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["body", "text", "label"])
-            for i in kept[part :: len(splits)][:120]:
+            for i in kept[80 * part : 80 * (part + 1)]:
                 table.writerow([rows[i]["text"][:600]] * 2 + [labels[i]])
 
 

@@ -33,6 +33,7 @@ OURS = {
     "org",
     *(path.name for path in ROOT.iterdir()),
 }  # what stands before a slash otherwise
+TIMEOUT = 1200  # seconds of one command, of a benchmark of several runs too
 MISSING = re.compile(r"pip install [^\n]*\[(\w+)\]|torch sees no such device")
 DONE = {}  # what has been run: (words, environment) -> the folder
 
@@ -116,7 +117,7 @@ class Run:
         if found.script == "demo":
             serve(found.words, str(self.folder), environment)
         else:
-            launch(enter, found.words, str(self.folder), environment, processes=found.processes, timeout=300)
+            launch(enter, found.words, str(self.folder), environment, processes=found.processes, timeout=TIMEOUT)
         for path in self._results(found):
             if not path.is_file():
                 raise Wrong(f"it ended well, but has not left {path.relative_to(self.folder)}")
@@ -210,7 +211,7 @@ class Run:
             start = f"import os\nos.chdir({str(self.folder)!r})\n{OBJECTS}\n"
             run_plain(start + "\n".join(plain), HF_TOKEN=TOKEN)
         if ours:
-            launch(interpret, "".join(whole), self.page.name, str(self.folder), {"HF_TOKEN": TOKEN}, timeout=300)
+            launch(interpret, "".join(whole), self.page.name, str(self.folder), {"HF_TOKEN": TOKEN}, timeout=TIMEOUT)
         return "run"
 
 

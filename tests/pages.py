@@ -268,7 +268,9 @@ def cut_pretraining(method, arguments, known):
     if config is not None:
         if "--image_size" in known and not _sees_one_size(config):
             arguments = put(arguments, "--image_size", SMALL_IMAGE)
-        if small := ",".join(f"{name}={number}" for name, number in smaller(config)):
+        replaced = [f".{part}_config." for part in ("vision", "text") if value(arguments, f"--{part}_tower")]
+        sizes = [f"{name}={new}" for name, new in smaller(config) if not any(part in name for part in replaced)]
+        if small := ",".join(sizes):
             arguments = ["--config_overrides", small, *arguments]  # before the user's, which so hold
     return arguments
 

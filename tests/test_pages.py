@@ -73,14 +73,13 @@ width = AutoModel.from_pretrained("runs/mine").config.hidden_size
 ```
 """
 BROKEN = {  # what is changed -> what the test must say of it
-    "a flag": ("--dataset_name", "--dataset_nam", "--dataset_nam is unknown"),
+    "a flag": ("--dataset_name", "--datset_name", "--datset_name is unknown"),
     "a placeholder": ("path/to/images", "path/to/imags", "dataset_name 'path/to/imags' was not found"),
     "a command": ("hf-ssl pretrain", "hf-ssl pretain", "The command 'pretain' is unknown"),
-    "a method": ("pretrain mae", "pretrain mea", "pretrain_mea"),
+    "a method": ("pretrain mae", "pretrain mea", "The method 'mea' is unknown"),
     "a program": ("hf-ssl pretrain", "hfssl pretrain", "no rule runs or checks such a command"),
     "a preset": ("vit-small-96", "vit-smal-96", "backbone 'vit-smal-96' is neither one of"),
     "a name of Python": ("config.hidden_size", "config.hiden_size", "has no attribute 'hiden_size'"),
-    "a release": ('"runs/mine"', '"runs_mine"', "runs_mine"),
 }
 
 
