@@ -98,7 +98,7 @@ def text_files(folder):
 
 def text_tables(folder, splits=("train", "test")):
     folder.mkdir(parents=True, exist_ok=True)
-    rows = sample("text", "train", 400)
+    rows = sample("text", "train", 900)
     labels = names(rows, "source")
     two = (
         [i for i, label in enumerate(labels) if label == name] for name in sorted(set(labels), key=labels.count)[-2:]
@@ -108,7 +108,8 @@ def text_tables(folder, splits=("train", "test")):
         with open(folder / f"{split}.csv", "w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["body", "text", "label"])
-            for i in kept[80 * part : 80 * (part + 1)]:
+            count = min(80, len(kept) // len(splits))
+            for i in kept[count * part : count * (part + 1)]:
                 table.writerow([rows[i]["text"][:600]] * 2 + [labels[i]])
 
 

@@ -206,7 +206,7 @@ class Run:
             else:
                 plain.append(code)
                 ours -= defined
-        self._provide("\n".join(whole))
+        self._provide(re.sub(r'output_dir="[^"]*"', "", "\n".join(whole)))  # which Python makes itself
         if plain:
             start = f"import os\nos.chdir({str(self.folder)!r})\n{OBJECTS}\n"
             run_plain(start + "\n".join(plain), HF_TOKEN=TOKEN)
