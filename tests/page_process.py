@@ -2,8 +2,8 @@
 
 import importlib
 import os
-import re
 import pkgutil
+import re
 import runpy
 import sys
 import tempfile
