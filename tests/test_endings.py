@@ -34,9 +34,14 @@ class _EndsInStep3(MAEForPreTraining):
         return super().forward(pixel_values, sample_seeds)
 
 
-def _end_in_step_3(shards, output_dir, reason):
-    """Through `run_script`, stderr into a file of each process."""
+def _write_stderr_aside(output_dir):
+    """Into a file of each process."""
     os.dup2(os.open(f"{output_dir}_{os.environ.get('RANK', 0)}.txt", os.O_CREAT | os.O_WRONLY), 2)
+
+
+def _end_in_step_3(shards, output_dir, reason):
+    """Through `run_script`."""
+    _write_stderr_aside(output_dir)
     _EndsInStep3.reason = reason
     options = dict(model_class=_EndsInStep3, dataloader_num_workers=2, max_steps=500, save_steps=0)
     run_script(lambda: pretrain(shards, output_dir, **options))
@@ -92,6 +97,11 @@ def test_a_worker_that_hangs_does_not_keep_the_run(shards, tmp_path, signals, co
         launch(_read_what_does_not_answer, shards, tmp_path, signals, timeout=30)
 
 
+def _pretrain_aside(shards, output_dir, options):
+    _write_stderr_aside(output_dir)
+    return _pretrain(shards, output_dir, options)
+
+
 @pytest.mark.parametrize("number, code", [("terminate", 143), ("interrupt", 130)])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_saves_and_says_so(shards, tmp_path, processes, number, code):
@@ -100,8 +110,10 @@ def test_a_signal_saves_and_says_so(shards, tmp_path, processes, number, code):
     moment = seconds_after((tmp_path / "run.json").exists, 1)
     begun = time.monotonic()
     codes = launch(
-        _pretrain, shards, tmp_path, options, processes=processes, kill_when=moment, signal=number, timeout=30
+        _pretrain_aside, shards, tmp_path, options, processes=processes, kill_when=moment, signal=number, timeout=30
     )
     assert codes == [code] * processes and time.monotonic() - begun < 20
+    said = [(tmp_path.parent / f"{tmp_path.name}_{rank}.txt").read_text() for rank in range(processes)]
+    assert ["finishing this step and saving a checkpoint" in text for text in said] == [True, False][:processes]
     [checkpoint] = list_checkpoints(tmp_path)
     assert find_damage(checkpoint) is None and json.loads((checkpoint / "state.json").read_text())["step"] > 0

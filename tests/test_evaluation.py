@@ -425,7 +425,7 @@ def test_evaluate_images_writes_results_pictures_and_table(release, dataset_fold
     assert results_table(results).splitlines()[2].startswith("| Raw pixels | ")
 
 
-def test_results_are_kept_by_data_rows_and_settings(release, dataset_folder, tmp_path):
+def test_results_are_kept_by_data_rows_and_settings(release, dataset_folder, tmp_path, caplog):
     """Numbers complete those of the same rows and settings; a sample, other data and other settings stand beside them, and
     their pictures too."""
     out, file = tmp_path / "out", tmp_path / "out/eval_results.json"
@@ -447,6 +447,7 @@ def test_results_are_kept_by_data_rows_and_settings(release, dataset_folder, tmp
         ]
 
     run("knn", "neighbours", max_samples=20)
+    assert "all 20 training rows vote, which is no more than its k=200 neighbours" in caplog.text
     sample = evaluations(file)[0]
     run("knn")  # the whole comes before the sample that was first
     moved = tmp_path / "moved"

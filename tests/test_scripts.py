@@ -496,6 +496,10 @@ def bad_data(folder):
             ["--config_overrides", "mask_ration=0.5"],
             "config_overrides has no setting 'mask_ration=0.5': did you mean 'mask_ratio'?",
         ),
+        (
+            ["--per_device_train_batch", "8"],
+            "--per_device_train_batch is unknown: did you mean --per_device_train_batch_",
+        ),
         (["--config_overrides", "mask_ratio=much"], "mask_ratio: could not convert string to float: 'much'"),
         (["--config_overrides", "mask_ratio.x=1"], "config_overrides has no setting 'mask_ratio.x=1'"),
         (["--mask_ratio", "0.5"], "The argument --mask_ratio is unknown"),

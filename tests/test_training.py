@@ -452,6 +452,15 @@ def test_an_output_folder_in_use_is_refused(shards, tmp_path):
         pretrain(shards, tmp_path / "mine", max_steps=1)
 
 
+def test_a_batch_larger_than_the_data_is_remarked_on(tmp_path, caplog):
+    caplog.set_level("WARNING", logger="hf_ssl")
+    _broken_rows(tmp_path / "few", 6, every=100)
+    pretrain(tmp_path / "few", tmp_path / "run", max_steps=1, per_device_train_batch_size=4)
+    assert "larger than the data" not in caplog.text
+    pretrain(tmp_path / "few", tmp_path / "run2", max_steps=1, per_device_train_batch_size=8)
+    assert "The total batch is larger than the data, 6 rows" in caplog.text
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_broken_images_are_skipped_and_counted(tmp_path, caplog, streaming):
     """1% of the rows broken: the run goes on and reports how many; every second row broken: it ends and says so."""

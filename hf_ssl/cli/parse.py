@@ -42,7 +42,7 @@ def parse_arguments(model_class, recipes, arguments_class, description=None):
     set_up_logging()
     config_class = model_class.config_class
     # --help shows the defaults of the preset, so that comes first
-    first_look = argparse.ArgumentParser(add_help=False)
+    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first_look.add_argument("--backbone")
     backbone = first_look.parse_known_args()[0].backbone or next(iter(recipes))
     training_values = list(recipes.values())[-1].training
@@ -56,7 +56,7 @@ def parse_arguments(model_class, recipes, arguments_class, description=None):
         config = checked(lambda: config_class(backbone_config=encoder))
     parser = HfArgumentParser(
         arguments_class, usage=f"hf-ssl pretrain {_stem(model_class)} [flags]", description=description,
-        formatter_class=HelpFormatter, epilog=_more_help(model_class, recipes, backbone, config),
+        formatter_class=HelpFormatter, epilog=_more_help(model_class, recipes, backbone, config), allow_abbrev=False,
     )  # fmt: skip
     backbone_flag = parser._option_string_actions["--backbone"]
     backbone_flag.help = f"One of {list(recipes)}; a release, or any encoder's id or type."

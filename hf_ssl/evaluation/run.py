@@ -6,6 +6,7 @@ SETTINGS, what a reader must know to repeat it, and METRICS, a Metric for each c
 text.py or pairs.py, or, with arguments of its own, in audio.py. Every process calls it; only the main one's numbers count.
 """
 
+import logging
 import math
 import tempfile
 from contextlib import ExitStack, contextmanager
@@ -22,8 +23,8 @@ from .features import check_weights, extract, frozen
 from .plots import draw_all
 from .processes import process_state
 from .protocols.fine_tune import SETTINGS as FINE_TUNE
+from .protocols.knn import NEIGHBOURS, knn_predict
 from .protocols.knn import SETTINGS as KNN
-from .protocols.knn import knn_predict
 from .protocols.linear_probe import SETTINGS as LINEAR_PROBE
 from .protocols.linear_probe import linear_probe
 from .protocols.logistic_regression import SETTINGS as LOGISTIC_REGRESSION
@@ -33,6 +34,7 @@ from .protocols.low_label import low_label
 from .results import ROWS, Metric, in_order, keep, metric_of, percent
 from .sources import warn_of_parts
 
+logger = logging.getLogger(__name__)
 SETTINGS = {
     "knn": KNN,
     "linear_probe": LINEAR_PROBE,
@@ -169,6 +171,11 @@ def _frozen_protocols(features, protocols, data, seed, numbers, chosen):
         classes = data.classes(train, test)
         rows = (train.features, train.labels, test.features, test.labels, classes)
         if "knn" in protocols:
+            if row == "pretrained" and len(train.labels) <= NEIGHBOURS:
+                logger.warning(
+                    "kNN is of little use here: all %d training rows vote, which is no more than its k=%d neighbours.",
+                    len(train.labels), NEIGHBOURS,
+                )  # fmt: skip
             predicted = knn_predict(*rows[:3], classes=classes)
             numbers[row]["knn"] = percent((predicted == test.labels).float().mean().item())
         if "linear_probe" in protocols:

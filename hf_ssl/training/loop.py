@@ -151,7 +151,9 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
 
     # closing: an abandoned stream may abort the interpreter at exit
     with tracking, claimed(output_dir), StopSignals(accelerator) as signals, closing(iter(loader)) as batches:
-        _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint)
+        _log_plan(
+            accelerator, args, model, loader.epoch_length, total_batch, learning_rate, max_steps, step, checkpoint
+        )
         if changed:
             logger.warning("The data have changed since the checkpoint was written: %s.", changed)
         progress = tqdm(
@@ -359,7 +361,7 @@ def _check_broken(broken, rows_seen, args, reasons=()):
         )
 
 
-def _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, step, checkpoint):
+def _log_plan(accelerator, args, model, rows, total_batch, learning_rate, max_steps, step, checkpoint):
     if not accelerator.is_main_process:
         return
     size, processes = sum(p.numel() for p in model.parameters()) / 1e6, accelerator.num_processes
@@ -370,6 +372,8 @@ def _log_plan(accelerator, args, model, total_batch, learning_rate, max_steps, s
         total_batch, args.per_device_train_batch_size, processes, args.gradient_accumulation_steps,
         learning_rate, args.learning_rate, total_batch, REFERENCE_BATCH, max_steps,
     )  # fmt: skip
+    if rows is not None and total_batch > rows:
+        logger.warning("The total batch is larger than the data, %d rows: each batch has rows more than once.", rows)
     if args.gradient_accumulation_steps > 1 and accelerator.unwrap_model(model).compares_samples:
         has_micro_batches = hasattr(accelerator.unwrap_model(model), "micro_batch_size")
         logger.warning(

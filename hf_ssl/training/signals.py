@@ -21,6 +21,7 @@ class StopSignals:
 
     def __init__(self, accelerator):
         self.processes, self.received, self.received_at = accelerator.num_processes, 0, 0.0
+        self.speaks = accelerator.is_main_process
         self.agreed_step, self.agreed_at, self.next_step = None, 0.0, 0
         self.before = {}
 
@@ -39,6 +40,9 @@ class StopSignals:
             os._exit(128 + number)
         if not self.received:
             self.received, self.received_at = number, now
+            if self.speaks:  # past logging and the progress bar, whose locks the program may hold
+                again = "; once more ends the program at once" if number == signal.SIGINT else ""
+                os.write(2, f"\n{NAMES[number]}: finishing this step and saving a checkpoint{again}.\n".encode())
 
     def agreed(self, step):
         """Whether the run stops after this step. Several processes look at the same steps, INTERVAL seconds or so apart: one
