@@ -187,6 +187,7 @@ MOST = {  # of a flag that a command gives, or may give: its largest value in a 
 MOST_IF_GIVEN = {"--gradient_accumulation_steps": 2, "--micro_batch_size": 2, "--max_samples": 24}
 READ_BY_THE_EVALUATION = ("--label_column", "--test_split", "--test_fraction", "--group_column")
 KEPT_SIZES = (
+    "embedding_size",  # a ResNet is known by it
     "image_size",
     "patch_size",
     "vocab_size",

@@ -143,8 +143,8 @@ def _resnet_name(name, config, library):
     expected = [64 * width * 2**stage for stage in range(4)]
     if known is None or list(config.hidden_sizes) != expected or config.embedding_size != 64:
         raise InputError(
-            f"'{name}' is a ResNet of {list(config.depths)} {config.layer_type} layers of {list(config.hidden_sizes)} channels, "
-            f"which {library} does not have: expected one of {', '.join(RESNETS.values())}."
+            f"'{name}' is a ResNet of {list(config.depths)} {config.layer_type} layers of {list(config.hidden_sizes)} channels "
+            f"after {config.embedding_size}, which {library} does not have: expected one of {', '.join(RESNETS.values())}."
         )
     return known
 
