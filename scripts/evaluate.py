@@ -49,6 +49,8 @@ def main():
     parser.add_argument("--output_dir", help="Default: the folder if it is a release of ours, else ./eval_<name>.")
     images = parser.add_argument_group("images")
     images.add_argument("--image_column", help="Column of images; found by type or name.")
+    other = "Folder or Hub id of another image encoder, which patch_neighbours shows too."
+    images.add_argument("--compare_with", help=other)
     texts = parser.add_argument_group("texts")
     texts.add_argument("--text_column", help="Column of texts, of retrieval too; found by name, GLUE's pairs too.")
     texts.add_argument("--text_column_2", help="Column of the second text of a pair.")

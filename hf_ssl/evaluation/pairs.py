@@ -83,7 +83,7 @@ def evaluate_pairs(
     name_or_path, dataset_name=None, config_name=None, protocols=("zero_shot", "retrieval"), train_split="train",
     test_split="test", image_column=None, text_column=None, label_column=None, *, prompts=None, class_texts=None, seed=0,
     max_samples=None, streaming=False, fine_tune_epochs=None, fine_tune_fractions=FRACTIONS, output_dir=None,
-    baselines=True, revision=None, test_fraction=None, group_column=None,
+    baselines=True, revision=None, test_fraction=None, group_column=None, compare_with=None,
 ):  # fmt: skip
     """Run `protocols`, some of PROTOCOLS, on an encoder of images and texts and return the results; None but on the main
     process.
@@ -104,6 +104,7 @@ def evaluate_pairs(
         text_column = text_column or EMBEDDED["text_column"]
         class_texts = class_texts or (None if prompts else EMBEDDED["class_texts"])
     encoder = load_dual_encoder(name_or_path, revision)
+    other = images.load_other(compare_with, encoder, protocols)
     source = PairSource(
         "emoji", dataset_name, config_name, train_split, test_split, (image_column,) if image_column else (), streaming,
         max_samples, seed, label_column=label_column, text_column=text_column, class_texts=class_texts,
@@ -122,6 +123,7 @@ def evaluate_pairs(
         fine_tune_fractions,
         output_dir,
         baselines,
+        other,
         extra=EXTRA,
         settings={"zero_shot": zero_shot.SETTINGS | described},
     )

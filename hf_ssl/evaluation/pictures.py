@@ -1,4 +1,4 @@
-"""Pictures of images for the card: reconstructions, views, nearest neighbours, captions."""
+"""Pictures of images for the card: reconstructions, views, nearest neighbours of images and of patches, captions."""
 
 import torch
 
@@ -9,6 +9,8 @@ from .protocols.low_label import balanced_subset
 
 QUERIES, NEIGHBOURS = 8, 10
 RIGHT, WRONG = "#2e9e4f", "#d0342c"
+FRAME = "#bbbbbb"
+CELL, GAP = 0.62, 0.35  # a patch with its margin, and a gap, the part of that
 
 
 def save_reconstructions(model, rows, decoder, processor, path, count=8):
@@ -71,6 +73,43 @@ def save_neighbours(path, query_images, query_labels, neighbour_images, neighbou
     save(figure, path)
 
 
+def save_patch_neighbours(path, queries, groups):
+    """A line a query: the image that it is from, the patch, and, for each encoder, its nearest patches of other images.
+
+    queries: Q triples (image, uint8 (C, H, W); (top, left, side) of the patch; patch, uint8 (C, s, s)). groups: {title: Q lists
+    of patches, as many for each}.
+    """
+    counts = [len(found[0]) for found in groups.values()]
+    widths = [1, 1]
+    for count in counts:
+        widths += [GAP, *[1] * count]
+    shape = (CELL * sum(widths) + 0.1, CELL * len(queries) + 0.35)
+    figure, axes = pyplot().subplots(len(queries), len(widths), figsize=shape, squeeze=False, width_ratios=widths)
+    for number, (line, (image, (top, left, side), patch)) in enumerate(zip(axes, queries, strict=True)):
+        _show(line[0], image, FRAME, whole=True)
+        line[0].add_patch(
+            pyplot().Rectangle((left - 0.5, top - 0.5), side, side, fill=False, color=WRONG, linewidth=1.5)
+        )
+        _show(line[1], patch, WRONG)
+        place = 2
+        for found in groups.values():
+            line[place].axis("off")
+            for axis, patch in zip(line[place + 1 :], found[number], strict=False):
+                _show(axis, patch, FRAME)
+            place += 1 + len(found[number])
+    place = 2
+    axes[0, 0].set_title("query", fontsize=9, loc="left")
+    for title, count in zip(groups, counts, strict=True):
+        fits = max(8, int(CELL * count / 0.085))  # letters of that size
+        title = title if len(title) <= fits else f"{title[: fits - 3]}..."
+        axes[0, place + 1].set_title(title, fontsize=9, loc="left")
+        place += 1 + count
+    top = 1 - 0.3 / figure.get_figheight()
+    edge = 0.05 / figure.get_figwidth()
+    figure.subplots_adjust(left=edge, right=1 - edge, top=top, bottom=0.02, wspace=0.1, hspace=0.1)
+    save(figure, path, dpi=120)
+
+
 def save_captions(path, images, captions, letters=40):
     """Each image, uint8 (C, H, W), with texts beside it: captions[i] is a list of (rank from 0, text, cosine, whether it is
     right)."""
@@ -82,7 +121,7 @@ def save_captions(path, images, captions, letters=40):
     for i, (image, texts) in enumerate(zip(images, captions, strict=True)):
         picture, beside = axes[i % lines, 2 * (i // lines) :][:2]
         picture.axis("on")
-        _show(picture, image, "#bbbbbb")
+        _show(picture, image, FRAME)
         for place, (rank, text, cosine, right) in enumerate(texts):
             text = " ".join(text.split())
             text = text if len(text) <= letters else f"{text[: letters - 3]}..."
@@ -114,10 +153,11 @@ def _save_lines(path, names, lines):
     save(figure, path, bbox_inches="tight")
 
 
-def _show(axis, image, colour):
+def _show(axis, image, colour, whole=False):
+    """whole: sides keep their ratio."""
     pixels = image.permute(1, 2, 0).numpy()
     pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
-    axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect="equal" if whole else "auto", interpolation="nearest")
     axis.set_xticks([]), axis.set_yticks([])
     for side in axis.spines.values():
         side.set(color=colour, linewidth=2.5)
@@ -128,6 +168,7 @@ __all__ = [
     "neighbour_rows",
     "save_captions",
     "save_neighbours",
+    "save_patch_neighbours",
     "save_reconstructions",
     "save_views",
     "to_uint8",

@@ -144,6 +144,29 @@ def _label(axis, places, texts):
             note.remove()
 
 
+def save_layers(path, curves):
+    """A panel for each protocol: accuracy over the stages. curves: {protocol: {row: [percent of each stage]}}."""
+    figure, axes = pyplot().subplots(
+        1, len(curves), figsize=(9, 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (protocol, rows) in zip(axes[0], curves.items(), strict=True):
+        for row in reversed(in_order(rows)):
+            stages = range(len(rows[row]))
+            hollow = {"markerfacecolor": "white"} if row == "random_initialisation" else {}
+            colour = {"pretrained": PRETRAINED, "random_initialisation": RANDOM}.get(row, REFERENCE)
+            axis.plot(stages, rows[row], color=colour, marker="o", label=row_title(row), **hollow)
+        step = 1 + len(stages) // 14  # deep networks have more stages than numbers fit
+        axis.set_xticks(stages[::step])
+        axis.set_title(protocol, fontsize=10)
+        axis.set_xlabel("stage")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    lines, titles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, titles, loc="outside upper center", ncols=len(lines), frameon=False, fontsize=9)
+    save(figure, path)
+
+
 def save_comparison(path, comparisons):
     """A dot plot of comparisons of one modality, as `compare` gives them, one below the other: a line a method, a column a score.
 
@@ -224,4 +247,14 @@ def _draw_range(axis, values, height, color, **style):
     return dot
 
 
-__all__ = ["draw_all", "pyplot", "save", "save_comparison", "save_loss", "save_tsne", "save_word_map", "tsne"]
+__all__ = [
+    "draw_all",
+    "pyplot",
+    "save",
+    "save_comparison",
+    "save_layers",
+    "save_loss",
+    "save_tsne",
+    "save_word_map",
+    "tsne",
+]

@@ -26,7 +26,8 @@ ROWS = {
 class Metric:
     """What a column of numbers is. kind: the Hub's name for it. unit: what is counted, such as nats. digits: in
     tables. task: the Hub's, None for classification of what the encoder reads. dataset: if a test brings its own. title: the
-    column's in tables, None: its key."""
+    column's in tables, None: its key. table: the name of a table of its own, for columns that describe one encoder, such as
+    those of its stages, which others do not have."""
 
     name: str
     kind: str = "accuracy"
@@ -35,6 +36,7 @@ class Metric:
     task: str | None = None
     dataset: str | None = None
     title: str | None = None
+    table: str | None = None
 
 
 def percent(fraction):
@@ -42,11 +44,11 @@ def percent(fraction):
 
 
 def scores(metrics):
-    """Of {column: a Metric's values} those that are scores: no counts, and no probabilities."""
+    """Of {column: a Metric's values} those that are scores of the whole encoder: no counts, no probabilities, no stages."""
     return {
         column: Metric(**values)
         for column, values in metrics.items()
-        if values["unit"] and not column.startswith("unknown:")
+        if values["unit"] and not column.startswith("unknown:") and not values.get("table")
     }
 
 
@@ -57,13 +59,26 @@ def column_title(column, metric):
 
 
 def results_table(results, *others):
-    """A Markdown table: one row an encoder, one column a protocol, on the test part; in percent where no unit is named.
+    """A Markdown table: one row an encoder, one column a protocol, on the test part; in percent where no unit is named. Below
+    it, those of their own that metrics name.
 
     others: results of other seeds, whose numbers stand beside, unless all are alike.
     """
-    rows, runs = results["results"], (results, *others)
-    columns = list(dict.fromkeys(name for numbers in reversed(rows.values()) for name in numbers))
-    metrics = {name: Metric(**results["metrics"][name]) for name in columns}
+    tables = {}
+    for name in dict.fromkeys(name for numbers in reversed(results["results"].values()) for name in numbers):
+        metric = Metric(**results["metrics"][name])
+        tables.setdefault(metric.table, {})[name] = metric
+    main = [_table(tables.pop(None), results, *others)] if None in tables else []
+    own = (
+        f"{plain(title[0].upper() + title[1:])}:\n\n{_table(each, results, *others)}" for title, each in tables.items()
+    )
+    return "\n\n".join([*main, *own])
+
+
+def _table(metrics, results, *others):
+    """metrics: {column: Metric}; rows that have none of them are left out."""
+    runs, columns = (results, *others), metrics.keys()
+    rows = [row for row, numbers in results["results"].items() if columns & numbers.keys()]
     titles = [column_title(name, metric) for name, metric in metrics.items()]
     lines = ["| | " + " | ".join(titles) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row in rows:

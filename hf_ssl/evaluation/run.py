@@ -3,7 +3,8 @@ as a dict, a file and a table. images.py and text.py bring data, encoders, pictu
 
 A protocol of another kind is a module with `run(encoders, source, output_dir)`, which gives {row: {column: number}}, with
 SETTINGS, what a reader must know to repeat it, and METRICS, a Metric for each column. It stands in the table `EXTRA` of
-text.py or pairs.py, or, with arguments of its own, in audio.py. Every process calls it; only the main one's numbers count.
+text.py or pairs.py, or, with arguments of its own, in audio.py or images.py. Every process calls it; only the main one's
+numbers count.
 """
 
 import logging
@@ -32,7 +33,6 @@ from .protocols.logistic_regression import cross_validated_accuracy
 from .protocols.low_label import SETTINGS as LOW_LABEL
 from .protocols.low_label import low_label
 from .results import ROWS, Metric, in_order, keep, metric_of, percent
-from .sources import warn_of_parts
 
 logger = logging.getLogger(__name__)
 SETTINGS = {
@@ -42,9 +42,9 @@ SETTINGS = {
     "logistic_regression": LOGISTIC_REGRESSION,
     "fine_tune": FINE_TUNE,
 }
-PICTURES = {"neighbours", "tsne"}
+PICTURES = {"neighbours", "tsne", "patch_neighbours"}  # and no numbers
 # these need features; fine-tuning needs the data themselves
-FROZEN = {"knn", "linear_probe", "low_label", "logistic_regression"} | PICTURES
+FROZEN = {"knn", "linear_probe", "low_label", "logistic_regression", "neighbours", "tsne"}
 BASELINE_FEATURES = {"raw_pixels", "bag_of_words", "mfcc"}  # rows without a network
 LIBRARIES = (torch, transformers, datasets, accelerate)
 
@@ -85,7 +85,7 @@ def run_protocols(
             if not state.is_main_process:  # all that needs every process is done
                 return None
             if features:
-                warn_of_parts(*features["pretrained"], data.names)
+                data.warn(*features["pretrained"])
                 _frozen_protocols(features, protocols, data, source.seed, numbers, chosen)
                 if drawn is not None:
                     draw_all(drawn, draw(features))
@@ -98,7 +98,7 @@ def run_protocols(
         encoder = encoders["pretrained"]
         description = (data.description if data else source.description) | source.found
         if features:
-            description |= _counts(encoder, data, *features["pretrained"])
+            description |= data.counts(encoder, *features["pretrained"])
         results = {
             "model": encoder.name,
             "weights": digests["pretrained"],
@@ -133,16 +133,6 @@ def _drawing_folder(output_dir):
         raise InputError(f"output_dir '{output_dir}' cannot be written: {error.strerror}.") from error
     with folder as name:
         yield Path(name)
-
-
-def _counts(encoder, data, train, test):
-    """The rows that the numbers stand on, and those that were left out."""
-    counts = {"train_rows": len(train.labels), "test_rows": len(test.labels)}
-    counts |= {f"broken_{encoder.kind}s": train.skipped + test.skipped, "classes": data.classes(train, test)}
-    counts["rows_not_finite"] = train.not_finite + test.not_finite
-    if encoder.kind != "image":
-        counts[f"truncated_{encoder.kind}s"] = train.too_long + test.too_long
-    return counts
 
 
 def check_protocols(protocols, known, output_dir):

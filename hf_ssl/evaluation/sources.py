@@ -139,6 +139,22 @@ class Splits:
     label_column: str
     names: list | None
     description: dict = field(default_factory=dict)
+    warned: bool = False
+
+    def counts(self, encoder, train, test):
+        """The rows that numbers stand on, and those that were left out. train, test: the encoder's Features."""
+        counts = {"train_rows": len(train.labels), "test_rows": len(test.labels)}
+        counts |= {f"broken_{encoder.kind}s": train.skipped + test.skipped, "classes": self.classes(train, test)}
+        counts["rows_not_finite"] = train.not_finite + test.not_finite
+        if encoder.kind != "image":
+            counts[f"truncated_{encoder.kind}s"] = train.too_long + test.too_long
+        return counts
+
+    def warn(self, train, test):
+        """`warn_of_parts`, once, whichever protocols ask for it."""
+        if not self.warned:
+            warn_of_parts(train, test, self.names)
+        self.warned = True
 
     def classes(self, train, test):
         """Their number. train, test: with `labels`."""

@@ -27,7 +27,9 @@ HISTORY = "history.json"
 OLDEST_TRANSFORMERS = {"own": "5.4", PAIRS: "5.0", "native": "4.57"}
 ALT_TEXTS = {
     "captions": "test images and the texts that the model ranks highest",
+    "layers": "accuracy of each stage",
     "neighbours": "nearest neighbours",
+    "patch_neighbours": "nearest patches of other images",
     "tsne": "t-SNE of the features",
     "word_map": "frequent words by t-SNE",
 }
