@@ -9,7 +9,7 @@ from .protocols.low_label import balanced_subset
 
 QUERIES, NEIGHBOURS = 8, 10
 RIGHT, WRONG = "#2e9e4f", "#d0342c"
-FRAME = "#bbbbbb"
+QUERY, FRAME = "#1f5fa8", "#bbbbbb"
 CELL, GAP = 0.62, 0.35  # a patch with its margin, and a gap, the part of that
 
 
@@ -88,9 +88,9 @@ def save_patch_neighbours(path, queries, groups):
     for number, (line, (image, (top, left, side), patch)) in enumerate(zip(axes, queries, strict=True)):
         _show(line[0], image, FRAME, whole=True)
         line[0].add_patch(
-            pyplot().Rectangle((left - 0.5, top - 0.5), side, side, fill=False, color=WRONG, linewidth=1.5)
+            pyplot().Rectangle((left - 0.5, top - 0.5), side, side, fill=False, color=QUERY, linewidth=1.5)
         )
-        _show(line[1], patch, WRONG)
+        _show(line[1], patch, QUERY)
         place = 2
         for found in groups.values():
             line[place].axis("off")

@@ -145,11 +145,11 @@ def _label(axis, places, texts):
 
 
 def save_layers(path, curves):
-    """A panel for each protocol: accuracy over the stages. curves: {protocol: {row: [percent of each stage]}}."""
+    """A panel for each score, over the stages. curves: {name of the score: {row: [percent of each stage]}}."""
     figure, axes = pyplot().subplots(
         1, len(curves), figsize=(9, 3.4), sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, (protocol, rows) in zip(axes[0], curves.items(), strict=True):
+    for axis, (name, rows) in zip(axes[0], curves.items(), strict=True):
         for row in reversed(in_order(rows)):
             stages = range(len(rows[row]))
             hollow = {"markerfacecolor": "white"} if row == "random_initialisation" else {}
@@ -157,11 +157,11 @@ def save_layers(path, curves):
             axis.plot(stages, rows[row], color=colour, marker="o", label=row_title(row), **hollow)
         step = 1 + len(stages) // 14  # deep networks have more stages than numbers fit
         axis.set_xticks(stages[::step])
-        axis.set_title(protocol, fontsize=10)
+        axis.set_title(name, fontsize=10)
         axis.set_xlabel("stage")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("test accuracy (%)")
+    axes[0, 0].set_ylabel("%")
     lines, titles = axes[0, 0].get_legend_handles_labels()
     figure.legend(lines, titles, loc="outside upper center", ncols=len(lines), frameon=False, fontsize=9)
     save(figure, path)

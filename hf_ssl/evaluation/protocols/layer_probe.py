@@ -87,13 +87,13 @@ def _metrics(shapes):
 
 
 def _curves(found):
-    """{protocol: {row: [percent of each stage]}}."""
+    """{name of the score: {row: [percent of each stage]}}."""
     return {
-        protocol: {
+        name: {
             row: [value for column, value in numbers.items() if column.startswith(f"{protocol}_stage")]
             for row, numbers in found.items()
         }
-        for protocol in NAMES
+        for protocol, name in NAMES.items()
     }
 
 
