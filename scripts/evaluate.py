@@ -2,6 +2,7 @@
 
 hf-ssl evaluate outputs/mae --protocols knn,linear_probe,neighbours,tsne
 hf-ssl evaluate facebook/dinov2-small --dataset_name uoft-cs/cifar10 --protocols knn,linear_probe
+hf-ssl evaluate outputs/simclr --protocols layer_probe,patch_neighbours --compare_with outputs/mae
 hf-ssl evaluate google-bert/bert-base-uncased --dataset_name stanfordnlp/imdb --max_samples 2000
 hf-ssl evaluate google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config_name mrpc \\
     --test_split validation --protocols fine_tune

@@ -10,7 +10,8 @@ from .protocols.low_label import balanced_subset
 QUERIES, NEIGHBOURS = 8, 10
 RIGHT, WRONG = "#2e9e4f", "#d0342c"
 QUERY, FRAME = "#1f5fa8", "#bbbbbb"
-CELL, GAP = 0.62, 0.35  # a patch with its margin, and a gap, the part of that
+# of the picture of patches: a cell in inches; as parts of a cell, the gap between encoders, the margin and the line of titles
+CELL, GAP, MARGIN, HEAD = 0.62, 0.35, 0.05, 0.45
 
 
 def save_reconstructions(model, rows, decoder, processor, path, count=8):
@@ -79,35 +80,40 @@ def save_patch_neighbours(path, queries, groups):
     queries: Q triples (image, uint8 (C, H, W); (top, left, side) of the patch; patch, uint8 (C, s, s)). groups: {title: Q lists
     of patches, as many for each}.
     """
-    counts = [len(found[0]) for found in groups.values()]
-    widths = [1, 1]
-    for count in counts:
-        widths += [GAP, *[1] * count]
-    shape = (CELL * sum(widths) + 0.1, CELL * len(queries) + 0.35)
-    figure, axes = pyplot().subplots(len(queries), len(widths), figsize=shape, squeeze=False, width_ratios=widths)
-    for number, (line, (image, (top, left, side), patch)) in enumerate(zip(axes, queries, strict=True)):
-        _show(line[0], image, FRAME, whole=True)
-        line[0].add_patch(
-            pyplot().Rectangle((left - 0.5, top - 0.5), side, side, fill=False, color=QUERY, linewidth=1.5)
-        )
-        _show(line[1], patch, QUERY)
-        place = 2
-        for found in groups.values():
-            line[place].axis("off")
-            for axis, patch in zip(line[place + 1 :], found[number], strict=False):
-                _show(axis, patch, FRAME)
-            place += 1 + len(found[number])
-    place = 2
-    axes[0, 0].set_title("query", fontsize=9, loc="left")
-    for title, count in zip(groups, counts, strict=True):
-        fits = max(8, int(CELL * count / 0.085))  # letters of that size
+    lines, place, heads = len(queries), 2, [(0, 2, "query")]
+    for title, found in groups.items():
+        place += GAP
+        heads.append((place, len(found[0]), title))
+        place += len(found[0])
+    plt = pyplot()
+    figure = plt.figure(figsize=(CELL * (place + 0.1), CELL * (lines + HEAD)))
+    axis = figure.add_axes((0, 0, 1, 1))  # one for all: an axis a patch takes seconds
+    axis.set(xlim=(-0.05, place + 0.05), ylim=(lines, -HEAD))
+    axis.axis("off")
+    for number, (image, (top, left, side), patch) in enumerate(queries):
+        height, width = image.shape[1:]
+        scale = (1 - 2 * MARGIN) / max(height, width)  # cells a pixel
+        x, y = 0.5 - width * scale / 2, number + 0.5 - height * scale / 2
+        _place(axis, image, x, y, width * scale, height * scale, FRAME)
+        box = (x + left * scale, y + top * scale), side * scale, side * scale
+        axis.add_patch(plt.Rectangle(*box, fill=False, color=QUERY, linewidth=1.5))
+        cells = [(1, patch, QUERY)]
+        for (start, _, _), found in zip(heads[1:], groups.values(), strict=True):
+            cells += [(start + i, each, FRAME) for i, each in enumerate(found[number])]
+        for x, each, colour in cells:
+            _place(axis, each, x + MARGIN, number + MARGIN, 1 - 2 * MARGIN, 1 - 2 * MARGIN, colour)
+    for x, count, title in heads:
+        fits = int(CELL * count / 0.085)  # letters of that size
         title = title if len(title) <= fits else f"{title[: fits - 3]}..."
-        axes[0, place + 1].set_title(title, fontsize=9, loc="left")
-        place += 1 + count
-    top = 1 - 0.3 / figure.get_figheight()
-    edge = 0.05 / figure.get_figwidth()
-    figure.subplots_adjust(left=edge, right=1 - edge, top=top, bottom=0.02, wspace=0.1, hspace=0.1)
+        axis.text(x + MARGIN, -0.12, title, fontsize=9, va="bottom")
     save(figure, path, dpi=120)
+
+
+def _place(axis, image, x, y, width, height, colour):
+    """A uint8 image (C, H, W) with a frame, from its upper left corner, on an axis whose y grows downwards."""
+    style = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest", "aspect": "auto"}
+    axis.imshow(_pixels(image), extent=(x, x + width, y + height, y), **style)
+    axis.add_patch(pyplot().Rectangle((x, y), width, height, fill=False, color=colour, linewidth=2))
 
 
 def save_captions(path, images, captions, letters=40):
@@ -153,11 +159,14 @@ def _save_lines(path, names, lines):
     save(figure, path, bbox_inches="tight")
 
 
-def _show(axis, image, colour, whole=False):
-    """whole: sides keep their ratio."""
+def _pixels(image):
+    """A uint8 image (C, H, W) as matplotlib takes it: (H, W, 3), or (H, W) of fewer than three channels."""
     pixels = image.permute(1, 2, 0).numpy()
-    pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
-    axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect="equal" if whole else "auto", interpolation="nearest")
+    return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
+
+
+def _show(axis, image, colour):
+    axis.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
     axis.set_xticks([]), axis.set_yticks([])
     for side in axis.spines.values():
         side.set(color=colour, linewidth=2.5)
