@@ -11,6 +11,8 @@ from PIL import Image
 from processes import launch
 from test_evaluation import VIT, noisy_images, saved
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     DeiTConfig,
     DeiTModel,
     Dinov2WithRegistersConfig,
@@ -178,6 +180,20 @@ def test_classes_registers_and_detections_are_no_patches():
             )  # (N, L, C)
         assert [each.shape for each in found] == [(2, 32, *grid)] * 3
         torch.testing.assert_close(found[0].flatten(2).transpose(1, 2), patches)
+
+
+def test_of_a_dual_encoder_the_stages_are_those_of_its_image_tower():
+    tower = {key: VIT[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+    text = {**tower, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {**tower, "image_size": 28, "patch_size": 7}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
+    pixels = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        found = stage_maps(ImageEncoder(model, image_processor(28), "image features", 3, "any"), pixels)
+        hidden = model.vision_model(pixels, output_hidden_states=True).hidden_states
+    assert len(found) == len(hidden) == 3
+    for grid, tokens in zip(found, hidden, strict=True):
+        assert torch.equal(grid[:, :, 1, 2], tokens[:, 1 + 4 + 2])
 
 
 def test_maps_whose_channels_come_last_and_merged_tokens_are_laid_out():
