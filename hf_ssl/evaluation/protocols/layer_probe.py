@@ -40,26 +40,26 @@ class LayerProbe:
     SETTINGS = SETTINGS
 
     def run(self, encoders, source, output_dir):
-        data, found = self.data, {}
-        for row, encoder in encoders.items():
-            if isinstance(encoder, PixelEncoder):
-                continue
-            staged = stage_encoder(encoder)
-            self.METRICS = _metrics(staged.shapes)
-            train, test = (
-                extract(staged, split, data.columns, data.label_column, description=f"{ROWS[row]}, stages, {name}")
-                for name, split in (("train", data.train), ("test", data.test))
-            )  # (M, D1 + D2 + ...)
-            if not process_state().is_main_process:
-                continue
-            if row == "pretrained":
-                source.found |= data.counts(encoder, train, test)
-                last = (part._replace(features=part.features[:, -staged.widths[-1] :]) for part in (train, test))
-                data.warn(*last)
-            found[row] = _score_stages(train, test, staged.widths, data.classes(train, test), source.seed)
+        encoders = {row: each for row, each in encoders.items() if not isinstance(each, PixelEncoder)}
+        found = {row: self._probe(row, encoder, source) for row, encoder in encoders.items()}
         if output_dir is not None:
             draw_all(output_dir, {"layers": lambda path: save_layers(path, _curves(found))})
         return found
+
+    def _probe(self, row, encoder, source):
+        """{column: percent}; {} but on the main process. The features are gone before another encoder's are made."""
+        data, staged = self.data, stage_encoder(encoder)
+        self.METRICS = _metrics(staged.shapes)
+        train, test = (
+            extract(staged, split, data.columns, data.label_column, description=f"{ROWS[row]}, stages, {name}")
+            for name, split in (("train", data.train), ("test", data.test))
+        )  # (M, D1 + D2 + ...)
+        if not process_state().is_main_process:
+            return {}
+        if row == "pretrained":
+            source.found |= data.counts(encoder, train, test)
+            data.warn(*(part._replace(features=part.features[:, -staged.widths[-1] :]) for part in (train, test)))
+        return _score_stages(train, test, staged.widths, data.classes(train, test), source.seed)
 
 
 def _score_stages(train, test, widths, classes, seed):
