@@ -6,7 +6,7 @@ hf-ssl pretrain rotation --num_processes 8 --backbone resnet50 --dataset_name IL
 """
 
 from hf_ssl import RotationForPreTraining
-from hf_ssl.cli import RESNET18, Preset, one_view, pretrain_images, resnet8
+from hf_ssl.cli import RESNET18, RESNET50, Preset, one_view, pretrain_images, resnet8
 from hf_ssl.errors import run_script
 from hf_ssl.training.arguments import ImageArguments
 
@@ -26,7 +26,8 @@ PRESETS = {
     "resnet18": Preset(
         dict(backbone_config=RESNET18), PAPER | dict(image_size=96, num_train_epochs=100), "96 px, thousands of photos"
     ),
-    "resnet50": Preset({}, PAPER, "224 px, the paper's recipe; the paper uses AlexNet"),
+    "alexnet": Preset({}, PAPER, "224 px, the paper's"),
+    "resnet50": Preset(dict(backbone_config=RESNET50), PAPER, "224 px, the paper's recipe with a ResNet-50"),
 }
 
 

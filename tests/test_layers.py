@@ -1,4 +1,4 @@
-"""What is measured of parts: the maps of each stage of an image encoder, and patches of images."""
+"""What is measured of parts: the maps of each stage of an image encoder, patches of images, and the task of a method."""
 
 import json
 import math
@@ -27,7 +27,14 @@ from transformers import (
     YolosModel,
 )
 
-from hf_ssl import SimCLRConfig, SimCLRForPreTraining
+from hf_ssl import (
+    MAEConfig,
+    MAEForPreTraining,
+    RotationConfig,
+    RotationForPreTraining,
+    SimCLRConfig,
+    SimCLRForPreTraining,
+)
 from hf_ssl.data.images import image_processor
 from hf_ssl.errors import InputError
 from hf_ssl.evaluation import (
@@ -51,6 +58,7 @@ from hf_ssl.evaluation.protocols.patch_neighbours import (
     gradient_energy,
     patch_neighbours,
 )
+from hf_ssl.evaluation.protocols.pretext import TaskEncoder
 from hf_ssl.evaluation.results import scores
 
 RESNET = {
@@ -357,3 +365,66 @@ def test_patch_neighbours_draws_encoders_side_by_side_without_labels(release, vi
         with Image.open(out / "images/patch_neighbours.png") as picture:
             widths[kind] = picture.width
     assert widths["colour"] > 1.3 * widths["grey"]  # three encoders beside two
+
+
+# the task
+
+
+def left_by(folder, model, channels=3):
+    model.export_encoder().save_pretrained(folder)
+    model.save_pretrained(folder / "pretraining")
+    image_processor(SIDE, channels).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_task_is_measured_on_test_images(channels, dataset_folder, tmp_path):
+    """Loss and accuracy of all turns of all test images, one at a time."""
+    torch.manual_seed(0)
+    backbone = {"model_type": "ssl_resnet", **RESNET, "num_channels": channels}
+    model = RotationForPreTraining(RotationConfig(backbone_config=backbone)).eval()
+    folder = left_by(tmp_path / "release", model, channels)
+    results = evaluate_images(folder, str(dataset_folder), protocols=["pretext"], output_dir=tmp_path / "out")
+    test = datasets.load_dataset(
+        "parquet", data_files=str(dataset_folder / "test-00000-of-00001.parquet"), split="train"
+    )
+    processor, losses, right = image_processor(SIDE, channels), [], []
+    for row in test:
+        picture = row["image"].convert("L" if channels == 1 else "RGB")
+        pixels = processor(picture, return_tensors="pt").pixel_values[:, :channels]
+        for label in range(4):
+            with torch.no_grad():
+                logits = model.head(model.embed(torch.rot90(pixels, label, (2, 3))))[0].double()
+            losses.append(float(logits.logsumexp(0) - logits[label]))
+            right.append(int(logits.argmax()) == label)
+    found = results["results"]["pretrained"]
+    assert found["pretext_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+    assert found["pretext_accuracy"] == pytest.approx(100 * sum(right) / len(right), abs=1.0)
+    assert found["pretext_chance"] == 25 and results["results"]["random_initialisation"]["pretext_chance"] == 25
+    assert "The task on test images:\n\n| | loss | accuracy | chance |" in results_table(results)
+    again = evaluate_images(folder, str(dataset_folder), protocols=["pretext"], baselines=False)
+    assert again["results"] == {"pretrained": found}
+
+
+def test_draws_of_the_task_do_not_depend_on_the_batch(dataset_folder, tmp_path, monkeypatch):
+    """Of MAE: which patches are hidden."""
+    torch.manual_seed(0)
+    sizes = {"decoder_hidden_size": 8, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 8}
+    vit = {"model_type": "vit", **VIT, "image_size": SIDE, "patch_size": 4}
+    folder = left_by(tmp_path, MAEForPreTraining(MAEConfig(backbone_config=vit, **sizes)))
+    found = {}
+    for size, seed in ((7, 0), (128, 0), (128, 1)):
+        monkeypatch.setattr(TaskEncoder, "batch_size", size)
+        results = evaluate_images(folder, str(dataset_folder), protocols=["pretext"], baselines=False, seed=seed)
+        found[size, seed] = results["results"]["pretrained"]["pretext_loss"]
+    assert found[7, 0] == pytest.approx(found[128, 0], abs=2e-4)
+    assert found[128, 1] != pytest.approx(found[128, 0], abs=2e-4)
+
+
+def test_tasks_that_want_more_than_new_images_are_refused_in_one_sentence(release, vit):
+    with pytest.raises(
+        InputError, match="compares pixel_values, pixel_values_2: expected a method that sees an image"
+    ):
+        evaluate_images(release, protocols=["pretext"])
+    with pytest.raises(InputError, match="has no pretraining/config.json: pretext asks the whole model"):
+        evaluate_images(vit, protocols=["pretext"])

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from huggingface_hub.errors import StrictDataclassError
 from methods.tester import TINY_RESNET, TINY_VIT
 from processes import on_pair, run_plain
 from torch import nn
 from torch.nn.functional import softplus
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 import hf_ssl.methods._random as random_numbers
-from hf_ssl import SSLTwoHalvesConfig, SSLTwoHalvesModel
+from hf_ssl import SSLAlexNetConfig, SSLAlexNetModel, SSLTwoHalvesConfig, SSLTwoHalvesModel
 from hf_ssl.methods._backbone import build_backbone, check_backbone, native_copy
 from hf_ssl.methods._base import SSLConfig, SSLModel, SSLOutput
 from hf_ssl.methods._batch_norm import GlobalBatchNorm
@@ -177,6 +178,19 @@ for source in (folder, again):
 """
 
 
+def check_release(model, pixels, tmp_path, files):
+    """A network of ours loads where hf_ssl is installed and where it is not, from its folder and from a copy made there."""
+    folder = tmp_path / "release"
+    model.save_pretrained(folder)
+    assert sorted(path.name for path in folder.glob("*.py")) == files
+    torch.save({"pixels": pixels, "features": model(pixels).pooler_output}, folder / "expected.pt")
+    run_plain(WITHOUT_HF_SSL, folder, tmp_path / "again")
+    for source in (folder, tmp_path / "again"):
+        loaded = AutoModel.from_pretrained(source).eval()
+        assert type(loaded) is type(model)
+        assert torch.equal(loaded(pixels).pooler_output, model(pixels).pooler_output)
+
+
 class TestTwoHalves:
     SMALL = TINY_RESNET | {"model_type": "ssl_resnet"}
 
@@ -227,12 +241,60 @@ class TestTwoHalves:
 
     @torch.no_grad()
     def test_a_release_loads_with_and_without_hf_ssl(self, tmp_path):
-        model, pixels, folder = self.model(), torch.randn(2, 3, 16, 16), tmp_path / "release"
-        model.save_pretrained(folder)
-        assert sorted(path.name for path in folder.glob("*.py")) == ["_resnet.py", "_two_halves.py"]
-        torch.save({"pixels": pixels, "features": model(pixels).pooler_output}, folder / "expected.pt")
-        run_plain(WITHOUT_HF_SSL, folder, tmp_path / "again")
-        for source in (folder, tmp_path / "again"):
-            loaded = AutoModel.from_pretrained(source).eval()
-            assert type(loaded) is SSLTwoHalvesModel
-            assert torch.equal(loaded(pixels).pooler_output, model(pixels).pooler_output)
+        check_release(self.model(), torch.randn(2, 3, 16, 16), tmp_path, ["_resnet.py", "_two_halves.py"])
+
+
+class TestAlexNet:
+    def model(self, **changes):
+        torch.manual_seed(0)
+        return SSLAlexNetModel(SSLAlexNetConfig(**changes)).eval()
+
+    @torch.no_grad()
+    def test_features_are_those_of_torchvision(self):
+        """Whose network has biases in the place of batch norm."""
+        original, model = torchvision.models.alexnet().eval(), self.model()
+        convolutions = [module for module in original.features if isinstance(module, nn.Conv2d)]
+        for layer, convolution in zip(model.layers, convolutions, strict=True):
+            layer[0].weight.copy_(convolution.weight)
+            layer[1].weight.fill_((1 + layer[1].eps) ** 0.5)
+            layer[1].bias.copy_(convolution.bias)
+        pixels = found = torch.randn(2, 3, 224, 224)
+        expected = []
+        for module in original.features:
+            found = module(found)
+            if isinstance(module, nn.ReLU):
+                expected.append(found)
+        output = model(pixels, output_hidden_states=True)
+        torch.testing.assert_close(output.hidden_states, tuple(expected), rtol=1e-4, atol=1e-5)
+        assert torch.equal(output.last_hidden_state, output.hidden_states[-1])
+        assert torch.equal(output.pooler_output, output.last_hidden_state.mean((2, 3), keepdim=True))
+        assert [each.shape[-1] for each in expected] == [55, 27, 13, 13, 13]
+
+    @pytest.mark.parametrize("stride", [1, 2, 4])
+    def test_images_are_as_small_as_it_says_and_no_smaller(self, stride):
+        model = self.model(stride=stride, hidden_sizes=[4] * 5)
+        least = model.config.smallest_size
+        assert model(torch.zeros(1, 3, least, least)).last_hidden_state.shape[-1] == 1
+        with pytest.raises(ValueError, match=f"needs images of at least {least} px, found {least} x {least - 1}"):
+            model(torch.zeros(1, 3, least, least - 1))
+        with pytest.raises(RuntimeError):  # without that check
+            model.config.stride = 0
+            model(torch.zeros(1, 3, least, least - 1))
+
+    @pytest.mark.parametrize("change", [{"stride": 0}, {"hidden_sizes": [4] * 4}, {"hidden_sizes": [0] * 5}])
+    def test_sizes_that_make_no_network_are_refused(self, change):
+        with pytest.raises(StrictDataclassError, match=f"{next(iter(change))} must be"):
+            SSLAlexNetConfig(**change)
+
+    @torch.no_grad()
+    def test_a_release_loads_with_and_without_hf_ssl(self, tmp_path):
+        model, pixels = self.model(stride=1, hidden_sizes=[4, 4, 4, 4, 8]), torch.randn(2, 3, 16, 16)
+        assert check_backbone(model.config) == 8
+        assert torch.equal(native_copy(model)(pixels).pooler_output, model(pixels).pooler_output)
+        check_release(model, pixels, tmp_path, ["_alexnet.py"])
+        classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "release", num_labels=5).eval()
+        assert type(classifier).__name__ == "SSLAlexNetForImageClassification"
+        assert torch.equal(classifier.alexnet(pixels).pooler_output, model(pixels).pooler_output)
+        output = classifier(pixels, labels=torch.tensor([4, 0]))
+        expected = nn.functional.cross_entropy(output.logits, torch.tensor([4, 0]))
+        assert output.logits.shape == (2, 5) and torch.equal(output.loss, expected)

@@ -138,6 +138,8 @@ RESNET18 = dict(
     model_type="resnet", embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
 )
 
+RESNET50 = dict(model_type="resnet")  # transformers' default
+
 
 def vit(width, layers, heads, image_size=224, patch_size=16):
     """A ViT's `backbone_config`."""

@@ -7,6 +7,7 @@ import torch
 
 from ..data.words import word_tokenizer
 from ..errors import InputError
+from ..evaluation.pictures import save_pretext
 from ..hub import check_run, finish_run, push_save
 from ..training import train
 from ..training.arguments import PairArguments, WordArguments
@@ -35,7 +36,7 @@ def pretrain_images(model_class, presets, arguments_class, description, view, *,
     """The whole of a script whose method sees images alone.
 
     view: (args, size, processor) to the augmentation. normalize: else pixels stay in [0, 1]. pictures: {name: function of
-    (model, rows, decoder, processor, path)}, drawn for the card.
+    (model, rows, decoder, processor, path)}, drawn for the card, besides that of the task if the method has `pretext_lines`.
     """
     config, args = parse_arguments(model_class, presets, arguments_class, description)
     processor = choose_processor(config, args, normalize)
@@ -44,7 +45,8 @@ def pretrain_images(model_class, presets, arguments_class, description, view, *,
     count_samples(model_class, config, rows)
     model = build_model(model_class, config, args)
     log_network(model, args, size, presets, first_size(rows, decoder.column))
-    pretrain(model, rows, decoder, args, processor, pictures=pictures)
+    drawn = ({"pretext": save_pretext} if hasattr(model, "pretext_lines") else {}) | (pictures or {})
+    pretrain(model, rows, decoder, args, processor, pictures=drawn)
 
 
 def pretrain_pairs(model_class, presets, description):

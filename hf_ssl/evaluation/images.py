@@ -12,10 +12,11 @@ from .protocols.fine_tune import FRACTIONS, LabelledRows, fine_tune
 from .protocols.fine_tune import SETTINGS as FINE_TUNE
 from .protocols.layer_probe import LayerProbe
 from .protocols.patch_neighbours import PatchNeighbours
+from .protocols.pretext import Pretext
 from .run import SETTINGS, check_fine_tuning, check_protocols, run_protocols
 from .sources import Source, Splits
 
-PROTOCOLS = (*SETTINGS, "neighbours", "tsne", "layer_probe", "patch_neighbours")
+PROTOCOLS = (*SETTINGS, "neighbours", "tsne", "layer_probe", "patch_neighbours", "pretext")
 GREY_SAMPLE = 256  # images looked at to see whether all are grey
 
 
@@ -71,9 +72,13 @@ def run_image_protocols(
     """What `evaluate_images` returns. other: the encoder to compare with. extra, settings: as for `run_protocols`."""
     if "layer_probe" in protocols:
         stage_encoder(encoder)  # what has no stages is refused before data are read
-    labelled = set(protocols) - {"patch_neighbours", *(extra or {})}
+    labelled = set(protocols) - {"patch_neighbours", "pretext", *(extra or {})}
     data = load_images(source, label_column) if labelled else None
-    extra = (extra or {}) | {"layer_probe": LayerProbe(data), "patch_neighbours": PatchNeighbours(other)}
+    extra = (extra or {}) | {
+        "layer_probe": LayerProbe(data),
+        "patch_neighbours": PatchNeighbours(other),
+        "pretext": Pretext(),
+    }
     encoders = {"pretrained": encoder}
     if baselines:
         encoders = {"random_initialisation": random_encoder(encoder, source.seed)} | encoders

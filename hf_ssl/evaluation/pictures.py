@@ -35,6 +35,20 @@ def save_views(model, rows, decoder, processor, path, count=8):
     _save_lines(path, ("original", "view 1", "view 2"), [images, *views])
 
 
+def save_pretext(model, rows, decoder, processor, path, count=8):
+    """For methods with `pretext_lines`: their task on `count` rows, with the frame green where the model is right."""
+    images = spread_images(rows, decoder.column, decoder.channels, count)
+    inputs = processor(images, return_tensors="pt", input_data_format="channels_first")
+    pixel_values, numbers = inputs.pixel_values.to(model.device), torch.arange(len(images), device=model.device)
+    lines = model.eval().pretext_lines(pixel_values, sample_indices=numbers, sample_seeds=numbers)
+    pictures = [to_uint8(line.images, processor.image_mean, processor.image_std) for line in lines]
+    colours = [
+        line.right if line.right is None else [RIGHT if each else WRONG for each in line.right.tolist()]
+        for line in lines
+    ]
+    _save_lines(path, [line.name for line in lines], pictures, colours, [line.captions for line in lines])
+
+
 def choose_queries(labels, seed, queries=QUERIES):
     """Positions of the queries, one class after the other."""
     generator = torch.Generator().manual_seed(seed)
@@ -149,13 +163,23 @@ def to_uint8(pixel_values, mean, std):
     return (pixel_values.cpu() * std + mean).clamp(0, 1).mul(255).byte()
 
 
-def _save_lines(path, names, lines):
-    """Lines of pictures, uint8 (C, H, W) each, one below the other with its name at the left."""
-    figure, axes = pyplot().subplots(len(lines), len(lines[0]), figsize=(len(lines[0]), 3.2), squeeze=False)
-    for line_axes, name, line in zip(axes, names, lines, strict=True):
+def _save_lines(path, names, lines, colours=None, captions=None):
+    """Lines of pictures, uint8 (C, H, W) each, one below the other with its name at the left.
+
+    colours, captions: for each line those of its pictures' frames, and what stands below them, or None.
+    """
+    nothing = [None] * len(lines)
+    size = (len(lines[0]), 3.2 * len(lines) / 3 + 0.15 * any(captions or ()))
+    figure, axes = pyplot().subplots(len(lines), len(lines[0]), figsize=size, squeeze=False)
+    for line_axes, name, line, frames, texts in zip(
+        axes, names, lines, colours or nothing, captions or nothing, strict=True
+    ):
         line_axes[0].set_ylabel(name)
-        for axis, image in zip(line_axes, line, strict=True):
-            _show(axis, image, "white")
+        for axis, image, frame, text in zip(
+            line_axes, line, frames or ["white"] * len(line), texts or [""] * len(line), strict=True
+        ):
+            _show(axis, image, frame)
+            axis.set_xlabel(text, fontsize=7, labelpad=2)
     save(figure, path, bbox_inches="tight")
 
 
@@ -178,6 +202,7 @@ __all__ = [
     "save_captions",
     "save_neighbours",
     "save_patch_neighbours",
+    "save_pretext",
     "save_reconstructions",
     "save_views",
     "to_uint8",

@@ -175,6 +175,8 @@ def _eval_results(measured, modality):
         sample = results["settings"].get("max_samples")
         for column, value in results["results"].get("pretrained", {}).items():
             metric = Metric(**results["metrics"][column])
+            if metric.table:  # of parts of the encoder, and of the task
+                continue
             of = [metric.unit] if metric.unit else []
             of += [f"at most {sample:,} rows"] if sample else []
             entry = EvalResult(

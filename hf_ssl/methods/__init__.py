@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
+from ._alexnet import SSLAlexNetConfig, SSLAlexNetForImageClassification, SSLAlexNetModel
 from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
 from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
@@ -40,6 +41,8 @@ METHODS = {
 _ARCHITECTURES = (  # what they release where transformers has no such network
     (AutoModel, CPCAudioModel),
     (AutoModel, CPCTextModel),
+    (AutoModel, SSLAlexNetModel),
+    (AutoModelForImageClassification, SSLAlexNetForImageClassification),
     (AutoModel, SSLResNetModel),
     (AutoModelForImageClassification, SSLResNetForImageClassification),
     (AutoBackbone, SSLResNetBackbone),
@@ -76,6 +79,9 @@ __all__ = [
     "RotationConfig",
     "RotationForPreTraining",
     "SSLCLIPConfig",
+    "SSLAlexNetConfig",
+    "SSLAlexNetForImageClassification",
+    "SSLAlexNetModel",
     "SSLResNetBackbone",
     "SSLResNetConfig",
     "SSLResNetForImageClassification",

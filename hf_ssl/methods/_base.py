@@ -6,6 +6,7 @@ N batch, V views, C H W channels height width, L tokens or time steps, D feature
 
 from dataclasses import dataclass
 from functools import wraps
+from typing import NamedTuple
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -88,6 +89,18 @@ class SSLOutput(ModelOutput):
             )
 
 
+class PretextLine(NamedTuple):
+    """A line of pictures that show a method's task.
+
+    images: (N, C, h, w), normalised as pixel_values are. right: (N,) bool, what the model got right. captions: N texts.
+    """
+
+    name: str
+    images: torch.Tensor
+    right: torch.Tensor | None = None
+    captions: list[str] | None = None
+
+
 def _with_arguments_of_transformers(forward):
     """`forward`, which may be given return_dict, output_hidden_states and output_attentions too, or have them of the config."""
 
@@ -131,6 +144,9 @@ class SSLModel(PreTrainedModel):
     A method that remembers something of each sample sets `uses_sample_indices`. Its config then has a field
     `num_samples: int`, the rows of the data, which the command line fills in before the model is built; its buffers are
     as long, and its forward takes `sample_indices`, (N,) int64, the rows' numbers in the data.
+
+    A method whose task can be seen defines `pretext_lines(self, pixel_values, sample_indices, sample_seeds)`, a list of
+    `PretextLine`: what it makes of N images, and how it solves that, in eval mode. Its card has the picture.
 
     A method that looks at all the data once an epoch defines `before_epoch(self, epoch, features)`, which the loop calls
     where there is one, at the start of each epoch, counted from 0. `features()` gives (num_rows, D) of all rows, in their

@@ -1,8 +1,9 @@
 """Rotation: predict by how much an image was rotated, which takes seeing what is in it and how it usually stands.
 
 Gidaris et al. 2018, https://arxiv.org/abs/1803.07728. Official code: https://github.com/gidariss/FeatureLearningRotNet.
-Deviations: random crops are resized by bicubic interpolation, the original's by bilinear; batch statistics are those of all
-processes.
+Deviations: random crops are resized by bicubic interpolation, the original's by bilinear; batch statistics are those of
+all processes; a linear layer on the averaged map tells the turn, in the paper's AlexNet three layers on the whole map; of
+8 turns what lies outside the circle that fits in the image is left out, so that no corner tells the turn.
 """
 
 import torch
@@ -13,28 +14,29 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ._backbone import build_backbone, check_backbone
-from ._base import SSLConfig, SSLModel, SSLOutput
+from ._base import PretextLine, SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._initialization import draw_as_torch
 
 
 @strict
 class RotationConfig(SSLConfig):
-    """Defaults: the paper's four turns, with a ResNet-50; the paper uses AlexNet, which transformers does not have.
+    """Defaults: the paper's AlexNet and four turns.
 
     backbone_config: of an image encoder of transformers with a pooler_output.
-    rotations: R, 4 (0, 90, 180, 270 degrees) or 2 (0, 180 degrees).
+    rotations: R, 4 (0, 90, 180, 270 degrees), 2 (0, 180 degrees) or 8, whose odd ones (45 degrees and so on) are
+    interpolated, which a network can see: the paper finds 4 the best.
     """
 
     model_type = "ssl_rotation"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="resnet")}
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="ssl_alexnet")}
 
     backbone_config: dict | PreTrainedConfig | None = None
     rotations: int = 4
 
     def validate_rotations(self):
-        if self.rotations not in (2, 4):
-            raise ValueError(f"rotations must be 2 or 4, found {self.rotations}.")
+        if self.rotations not in (2, 4, 8):
+            raise ValueError(f"rotations must be 2, 4 or 8, found {self.rotations}.")
 
 
 class RotationForPreTraining(SSLModel):
@@ -50,7 +52,7 @@ class RotationForPreTraining(SSLModel):
         self.post_init()
 
     def forward(self, pixel_values, **kwargs):
-        """pixel_values: (N, C, H, W), for four rotations with H = W. `logits`: (R N, R), rotation by rotation."""
+        """pixel_values: (N, C, H, W), for four and eight rotations with H = W. `logits`: (R N, R), rotation by rotation."""
         turned = rotate(pixel_values, self.config.rotations)  # (R N, C, H, W), all turns of an image in one batch
         labels = torch.arange(self.config.rotations, device=turned.device).repeat_interleave(len(pixel_values))
         features = self.embed(turned)  # (R N, D)
@@ -60,8 +62,21 @@ class RotationForPreTraining(SSLModel):
             loss=F.cross_entropy(logits.float(), labels),
             logits=logits,
             features=features,
-            metrics={"accuracy": accuracy},
+            metrics={"accuracy": accuracy, "chance": accuracy.new_tensor(1 / self.config.rotations)},
         )
+
+    @torch.no_grad()
+    def pretext_lines(self, pixel_values, sample_indices=None, sample_seeds=None):
+        """All turns, and below each the angle that the model tells."""
+        turns, degrees = self.config.rotations, 360 // self.config.rotations
+        turned = rotate(pixel_values, turns).chunk(turns)
+        answers = self(pixel_values).logits.argmax(1).chunk(turns)
+        return [
+            PretextLine(
+                f"{label * degrees}°", images, found == label, [f"{each * degrees}°" for each in found.tolist()]
+            )
+            for label, (images, found) in enumerate(zip(turned, answers, strict=True))
+        ]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -70,10 +85,22 @@ class RotationForPreTraining(SSLModel):
 
 def rotate(images, rotations):
     """(N, C, H, W) to (R N, C, H, W): first all as they are, then all turned counter-clockwise by 360 / R degrees, and so
-    on. Pixels change their places and nothing else: an interpolation would tell that the image was turned."""
+    on. With 2 and 4 pixels change their places and nothing else: an interpolation would tell that the image was turned."""
     height, width = images.shape[-2:]
-    if rotations == 4 and height != width:
-        raise ValueError(f"rotations=4 needs square images, found {height} x {width}: crop them, or set rotations=2.")
+    if rotations > 2 and height != width:
+        raise ValueError(
+            f"rotations={rotations} needs square images, found {height} x {width}: crop them, or set rotations=2."
+        )
+    if rotations == 8:
+        along = (2 * torch.arange(height, device=images.device) + 1) / height - 1  # of pixels, the border at -1 and 1
+        rows, columns = torch.meshgrid(along, along, indexing="ij")
+        inside = rows.square() + columns.square() <= 1
+        places = (
+            torch.stack([columns - rows, rows + columns], dim=-1) / 2**0.5
+        )  # of what a turn by 45 degrees brings there
+        eighth = F.grid_sample(images, places.expand(len(images), -1, -1, -1).to(images.dtype), align_corners=False)
+        turned = [torch.rot90(x * inside, turn, (-2, -1)) for turn in range(4) for x in (images, eighth)]
+        return torch.cat(turned)
     return torch.cat([torch.rot90(images, turn * 4 // rotations, dims=(-2, -1)) for turn in range(rotations)])
 
 

@@ -55,6 +55,32 @@ class TestRotation(MethodTester):
         assert output.logits.shape == (8, 2)
         assert output.loss.item() == pytest.approx(math.log(2), abs=0.5)
 
+    def test_eight_turns(self):
+        """Odd ones as PIL turns, interpolated linearly; within the circle that fits in."""
+        y, x = torch.meshgrid(torch.linspace(0, 3, 32), torch.linspace(0, 3, 32), indexing="ij")
+        image = ((y.sin() + x.cos()) * 60 + 100)[None, None].expand(1, 3, 32, 32).contiguous()
+        turned = rotate(image, 8)
+        inner = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
+        inner = inner[0].square() + inner[1].square() < 14.5**2
+        for label, own in enumerate(turned):
+            picture = Image.fromarray(image[0, 0].numpy()).rotate(45 * label, resample=Image.Resampling.BILINEAR)
+            np.testing.assert_allclose(own[0][inner], np.asarray(picture)[inner], atol=0.05)
+            assert (own[:, 0, 0] == 0).all()
+        model = RotationForPreTraining(RotationConfig(**self.config, rotations=8)).train()
+        output = model(**self.batch())
+        assert output.logits.shape == (64, 8) and output.metrics["chance"].item() == 1 / 8
+
+    @torch.no_grad()
+    def test_the_picture_says_what_the_model_says(self):
+        model, pixels = self.model().eval(), self.batch()["pixel_values"]
+        lines = model.pretext_lines(pixels)
+        assert [line.name for line in lines] == ["0°", "90°", "180°", "270°"]
+        for label, line in enumerate(lines):
+            assert torch.equal(line.images, torch.rot90(pixels, label, (-2, -1)))
+            answers = model.head(model.embed(line.images)).argmax(1)
+            assert line.captions == [f"{90 * answer}°" for answer in answers]
+            assert torch.equal(line.right, answers == label)
+
     def test_two_processes_that_compute_activations_twice_equal_one(self):
         self.test_two_processes_equal_one(checkpointing=True)
 
@@ -66,6 +92,6 @@ class TestRotation(MethodTester):
     def test_what_cannot_be_turned_is_refused(self):
         with pytest.raises(ValueError, match="rotations=4 needs square images, found 12 x 16"):
             self.model()(torch.zeros(2, 3, 12, 16))
-        for rotations in (0, 3, 8):
-            with pytest.raises(StrictDataclassError, match=f"rotations must be 2 or 4, found {rotations}"):
+        for rotations in (0, 3, 16):
+            with pytest.raises(StrictDataclassError, match=f"rotations must be 2, 4 or 8, found {rotations}"):
                 RotationConfig(rotations=rotations)
