@@ -285,6 +285,8 @@ def cut_benchmark(arguments):
     if "--flags" in rest:
         place = rest.index("--flags")
         rest, flags = rest[:place], rest[place + 1 :]
+        if value(flags, "--dataset_name") is None and value(flags, "--test_split") is None:
+            flags = put(flags, "--test_split", "test[:32]")  # these runs are evaluated
         flags = [
             "--flags",
             *at_most(own_rows(flags), MOST, MOST.keys() - {"--vocab_size"}),
