@@ -30,6 +30,7 @@ ALT_TEXTS = {
     "layers": "accuracy of each stage",
     "neighbours": "nearest neighbours",
     "patch_neighbours": "nearest patches of other images",
+    "pretext": "the task on training images",
     "tsne": "t-SNE of the features",
     "word_map": "frequent words by t-SNE",
 }
