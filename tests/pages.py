@@ -184,6 +184,7 @@ def _processes(count, precision):
 MOST = {  # of a flag that a command gives, or may give: its largest value in a test
     "--max_steps": 2, "--per_device_train_batch_size": 4, "--vocab_size": 600, "--dataloader_num_workers": 0, "--save_steps": 0,
 }  # fmt: skip
+TABLE = MOST | {"--per_device_train_batch_size": 8}  # which draws 8 windows of a speaker
 MOST_IF_GIVEN = {"--gradient_accumulation_steps": 2, "--micro_batch_size": 2, "--max_samples": 24}
 READ_BY_THE_EVALUATION = ("--label_column", "--test_split", "--test_fraction", "--group_column")
 KEPT_SIZES = (
@@ -228,9 +229,9 @@ def cut(program, known):
         return cut_benchmark(arguments)
     trains = value(arguments, "--max_steps") is not None  # and hands its other flags on
     most = MOST_IF_GIVEN | (MOST if trains else {})
-    arguments = at_most(arguments, most, {"--per_device_train_batch_size"} if trains else ())
-    if trains:
-        arguments = own_rows(arguments)
+    arguments = at_most(arguments, most)
+    if trains:  # methods as they are, one of which norms groups of 32
+        arguments = own_rows(put(arguments, "--per_device_train_batch_size", 32))
     if program.script == "evaluate":
         arguments = at_most(arguments, MOST_IF_GIVEN, {"--max_samples"})
         arguments = put(arguments, "--fine_tune_epochs", 1)
@@ -289,7 +290,7 @@ def cut_benchmark(arguments):
             flags = put(flags, "--test_split", "test[:32]")  # these runs are evaluated
         flags = [
             "--flags",
-            *at_most(own_rows(flags), MOST, MOST.keys() - {"--vocab_size"}),
+            *at_most(own_rows(flags), TABLE, TABLE.keys() - {"--vocab_size"}),
         ]  # sizes are the benchmark's own
     if (size := value(rest, "--size")) in getattr(module, "SIZES", ()):
         rest = put(rest, "--size", next(iter(module.SIZES)))
@@ -332,7 +333,8 @@ def smaller(config, prefix=""):
             elif name.endswith("num_attention_heads"):
                 new = HEADS
             elif name == "image_size" and isinstance(patch := getattr(config, "patch_size", None), int):
-                new = max(2 * patch, SMALL_IMAGE)  # which is what convolutions make one feature of
+                # which is what convolutions make one feature of, rounded up to whole patches
+                new = -(-max(2 * patch, SMALL_IMAGE) // patch) * patch
             if new < old:
                 yield f"{prefix}{name}", new
 
