@@ -22,7 +22,11 @@ SIDES = (  # where a label goes: offset in points and alignment
 )  # fmt: skip
 MOST_COLUMNS = 4  # of a comparison, beside the time
 PRETRAINED, RANDOM, REFERENCE = "#1f5fa8", "#8a8a8a", "#333333"
-LINES = {"supervised": ":", "chance": "-."}  # of rows that are neither; others are dashed
+LINES = {
+    "supervised": ":",
+    "chance": "-.",
+    "unigrams": (0, (5, 1, 1, 1, 1, 1)),
+}  # of rows that are neither; others are dashed
 
 
 def draw_all(folder, drawings):
@@ -205,7 +209,8 @@ def _draw_comparison(part, comparison, columns):
     for axis, column in zip(axes, columns, strict=False):
         metric = Metric(**comparison["metrics"][column])
         better = ", lower is better" if metric.kind == "loss" else ""
-        axis.set_title(textwrap.fill(f"{column_title(column, metric)}{better}", 100 // len(axes)), fontsize=9)
+        title = column_title(column, metric).replace(":", ": ") + better
+        axis.set_title(textwrap.fill(title, 100 // len(axes), break_long_words=False), fontsize=9)
         for height, method in zip(heights, methods, strict=True):
             for row, numbers in method["results"].items():
                 if column in numbers:
@@ -237,7 +242,7 @@ def _draw_row(axis, row, values, height):
         hollow = {"markerfacecolor": "white", "markeredgewidth": 1.5}
         return _draw_range(axis, values, height, marker="o", markersize=7, color=RANDOM, **hollow)
     ends = [height - 0.5, height + 0.5]  # those of equal lines join to one
-    [line] = axis.plot([mean(values)] * 2, ends, LINES.get(row, "--"), color=REFERENCE, linewidth=1.2)
+    [line] = axis.plot([mean(values)] * 2, ends, linestyle=LINES.get(row, "--"), color=REFERENCE, linewidth=1.2)
     return line
 
 
