@@ -3,7 +3,8 @@
 hf-ssl compare runs/*                              # finished runs; those that differ in their seed alone become one row
 hf-ssl compare mae moco simclr                     # the recorded default runs of these methods; without any name, of all
 hf-ssl compare mae moco --max_steps 200            # train each for 200 steps first, into OUTPUT_DIR/runs
-hf-ssl compare mae moco --max_steps 200 --dataset_name path/to/images --output_dir runs/compared   # with flags of hf-ssl pretrain
+hf-ssl compare mae moco --max_steps 200 --output_dir runs/compared \\
+    --dataset_name path/to/images --test_fraction 0.2   # with flags of hf-ssl pretrain
 
 Leaves comparison.md, comparison.json and comparison_<modality>.png. A training that was stopped goes on; one that is finished is
 kept.
