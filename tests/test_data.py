@@ -249,7 +249,7 @@ def test_bad_data_is_named(tmp_path):
         image_rows(load_split(), "photo")
     with pytest.raises(DataError, match="image_column 'label' holds int64 values"):
         image_rows(load_split(), "label")
-    with pytest.raises(DataError, match=r"The data set has no images, only 'text' \(string\)"):
+    with pytest.raises(DataError, match=r"No image column was found: the data set has only 'text' \(string\)"):
         image_rows(load_split(sample="text"))
     with pytest.raises(
         DataError, match="no readable split 'test'"

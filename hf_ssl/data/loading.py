@@ -357,7 +357,7 @@ def find_column(data, name, kind, candidates, feature_types=(), values=True):
     if not found:
         if names and not values and all(_is_plain(features.get(column)) for column in names):
             kinds = ", ".join(f"'{column}' ({features[column].dtype})" for column in names)
-            raise DataError(f"The data set has no {kind}s, only {kinds}: expected a column of {kind}s.")
+            raise DataError(f"No {kind} column was found: the data set has only {kinds}.")
         raise DataError(f"No {kind} column was found among {names}: name it with --{kind}_column.")
     if len(found) > 1:
         say_once(f"The {kind} column is '{found[0]}', not {found[1:]}, unless --{kind}_column names another.")
