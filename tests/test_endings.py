@@ -107,12 +107,16 @@ def _pretrain_aside(shards, output_dir, options):
 def test_a_signal_saves_and_says_so(shards, tmp_path, processes, number, code):
     """Although nothing is logged or saved before; all processes stop at one step."""
     options = dict(max_steps=100_000, save_steps=0, logging_steps=100_000, dataloader_num_workers=1)
-    moment = seconds_after((tmp_path / "run.json").exists, 1)
-    begun = time.monotonic()
+    runs, signalled = seconds_after((tmp_path / "run.json").exists, 1), []
+
+    def moment():
+        signalled.extend([time.monotonic()] if runs() else [])
+        return bool(signalled)
+
     codes = launch(
-        _pretrain_aside, shards, tmp_path, options, processes=processes, kill_when=moment, signal=number, timeout=30
+        _pretrain_aside, shards, tmp_path, options, processes=processes, kill_when=moment, signal=number, timeout=60
     )
-    assert codes == [code] * processes and time.monotonic() - begun < 20
+    assert codes == [code] * processes and time.monotonic() - signalled[0] < 30
     said = [(tmp_path.parent / f"{tmp_path.name}_{rank}.txt").read_text() for rank in range(processes)]
     assert ["finishing this step and saving a checkpoint" in text for text in said] == [True, False][:processes]
     [checkpoint] = list_checkpoints(tmp_path)
