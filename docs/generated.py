@@ -157,12 +157,9 @@ def examples(name):
 
 
 def pictures(name):
-    """Those of the card in model_cards/examples, but for its loss; without a card those that the README and guides show."""
-    found = sorted(
-        set((CARDS / "examples/images").glob(f"{name}_*.png")) - {CARDS / f"examples/images/{name}_loss.png"}
-    )
-    found = found or sorted((CARDS / "images").glob(f"{name}_*.png"))
-    shown = [(path, path.stem.removeprefix(f"{name}_")) for path in found]
+    """Those of the card in model_cards/examples, but for its loss."""
+    found = sorted((CARDS / "examples/images").glob(f"{name}_*.png"))
+    shown = [(path, kind) for path in found if (kind := path.stem.removeprefix(f"{name}_")) != "loss"]
     return "\n\n".join(f"![{ALT_TEXTS.get(kind, kind)}]({relpath(path, DOCS / 'methods')})" for path, kind in shown)
 
 
