@@ -102,6 +102,7 @@ def write_example(folder):
         old.unlink()
     for name in re.findall(r"\]\(images/([^)]+)\)", body):
         shutil.copyfile(folder / "images" / name, pictures / f"{method}_{name}")
+    body = re.sub(r" --output_dir[= ]('[^']*'|\S+)", "", body)  # a place of no interest here
     body = body.replace("](images/", f"](images/{method}_")
     body = re.sub(r"\[([^\]]+)\]\((?:pretraining/)?[a-z]+\.json\)", r"`\1`", body)  # files that are not here
     intro = f"The card that `hf-ssl pretrain {method}` left with seed {seed}, without its metadata.\n"

@@ -119,7 +119,8 @@ def test_results_of_default_runs_are_recorded_for_the_readme(release, tmp_path, 
         folder = tmp_path / f"seed_{seed}"
         folder.mkdir()
         shutil.copy(release[0] / "eval_results.json", folder)
-        run["facts"]["command"], run["arguments"]["seed"] = ["pretrain_mae.py", f"--seed={seed}"], seed
+        run["facts"]["command"] = ["pretrain_mae.py", f"--seed={seed}", "--output_dir", str(folder)]
+    run["arguments"]["seed"] = seed
         (folder / "run.json").write_text(json.dumps(run))
         script["record"](folder)
     recorded = information.recorded("mae")
@@ -175,6 +176,7 @@ def test_the_card_of_a_recorded_run_is_an_example_in_the_repository(release, tmp
         script["record"](folder)
         write_example(folder)
     text = (tmp_path / "examples/mae.md").read_text()
+    assert "hf-ssl pretrain mae" in text and "--output_dir" not in text and str(tmp_path) not in text
     assert "left with seed 0" in text and str(tmp_path) not in text and 'from_pretrained("outputs/mae")' in text
     shown = re.findall(r"\]\((?!http)([^)]*)\)", text)
     assert shown and all((tmp_path / "examples" / name).is_file() for name in shown), shown
