@@ -119,8 +119,7 @@ def test_results_of_default_runs_are_recorded_for_the_readme(release, tmp_path, 
         folder = tmp_path / f"seed_{seed}"
         folder.mkdir()
         shutil.copy(release[0] / "eval_results.json", folder)
-        run["facts"]["command"] = ["pretrain_mae.py", f"--seed={seed}", "--output_dir", str(folder)]
-    run["arguments"]["seed"] = seed
+        run["facts"]["command"], run["arguments"]["seed"] = ["pretrain_mae.py", f"--seed={seed}"], seed
         (folder / "run.json").write_text(json.dumps(run))
         script["record"](folder)
     recorded = information.recorded("mae")
@@ -155,7 +154,8 @@ def default_run(release, folder, seed, test_rows=100):
     """A release that is made to look like a default run of this seed."""
     shutil.copytree(release[0], folder, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors"))
     run, results = (json.loads((folder / name).read_text()) for name in ("run.json", "eval_results.json"))
-    run["facts"]["command"], run["arguments"]["seed"] = ["pretrain_mae.py", f"--seed={seed}"], seed
+    run["facts"]["command"] = ["pretrain_mae.py", f"--seed={seed}", "--output_dir", str(folder)]
+    run["arguments"]["seed"] = seed
     results["dataset"]["test_rows"] = test_rows
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "eval_results.json").write_text(json.dumps(results))
