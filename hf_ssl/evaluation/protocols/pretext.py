@@ -19,11 +19,7 @@ from ..features import extract
 from ..processes import process_state
 from ..results import ROWS, Metric, percent
 
-FRACTIONS = {
-    "accuracy": "accuracy",
-    "chance": "chance",
-    "tiles_right": "tiles in their places",
-}  # metrics told in percent
+FRACTIONS = ("accuracy", "chance")  # metrics that are told in percent
 TABLE = "the task on test images"
 SETTINGS = {"view": "whole images, not augmented", "draws": "of each image, from its pixels and the seed"}
 
@@ -113,7 +109,7 @@ def _told(name, value):
 
 
 def _metric(name):
-    title = FRACTIONS.get(name, name.replace("_", " "))
+    title = name.replace("_", " ")
     if name in FRACTIONS:
         return Metric(f"{title} in the pretext task", title=title, table=TABLE)
     return Metric(f"{title} of the pretext task", kind=name, unit="", digits=4, title=title, table=TABLE)
