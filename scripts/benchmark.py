@@ -12,6 +12,8 @@ hf-ssl benchmark cpc_audio           # step against a plain module with a loop o
 hf-ssl benchmark clip                # step against open_clip's and transformers', loss over all pairs, memory in parts
 hf-ssl benchmark cpc_audio --part table --flags --max_steps 500   # the paper's tables; flags of pretrain_cpc_audio.py
 hf-ssl benchmark bert --size mini    # step and memory against transformers' BertForPreTraining
+hf-ssl benchmark pretext             # rotation, relative position, jigsaw, exemplar against PIL and loops; --size r18-96
+hf-ssl benchmark pretext --part shortcut   # relative position, seen through a lens that shifts colours
 hf-ssl benchmark steps --device cuda # table of samples/s and memory: MoCo R50 224, MAE ViT-B, CLIP B/32
 
 Each round runs every variant once, one after the other, so that other programs on the machine slow all of them alike.
@@ -25,7 +27,19 @@ import importlib.util
 import os
 
 import torch
-from hf_ssl.scripts.benchmarks import bert, clip, cpc_audio, loop, mae, moco, simclr, steps, word2vec
+from hf_ssl.scripts.benchmarks import (
+    bert,
+    clip,
+    cpc_audio,
+    loop,
+    mae,
+    moco,
+    pretext,
+    shortcut,
+    simclr,
+    steps,
+    word2vec,
+)
 
 from hf_ssl.cli import set_up_logging
 from hf_ssl.errors import InputError, run_script
@@ -55,6 +69,11 @@ BENCHMARKS = {
     "bert": lambda args: bert.compare(args.size, args.rounds),
     "clip": lambda args: contrastive(clip, args, "open_clip"),
     "cpc_audio": lambda args: cpc_audio.PARTS[args.part](args),
+    "pretext": lambda args: (
+        shortcut.compare(args.output_dir, args.flags)
+        if args.part == "shortcut"
+        else pretext.compare(args.size, args.rounds, args.method)
+    ),
     "word2vec": words,
     "steps": lambda args: steps.write(args.output, rounds=args.rounds),
 }
@@ -79,6 +98,7 @@ def main():
         ("bert", bert),
         ("clip", clip),
         ("cpc_audio", cpc_audio),
+        ("pretext", pretext),
         ("word2vec", word2vec),
         ("steps", steps),
     ):
@@ -98,6 +118,13 @@ def main():
         elif benchmark is cpc_audio:
             own.add_argument("--part", choices=benchmark.PARTS, default="step", help="Speed, or the paper's tables.")
             own.add_argument("--output_dir", default="outputs/cpc_table", help="Of the runs of the part table.")
+            own.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="What follows goes to these runs.")
+        elif benchmark is pretext:
+            own.add_argument("--part", choices=("speed", "shortcut"), default="speed", help="Or runs with a bad lens.")
+            own.add_argument(
+                "--method", choices=pretext.METHODS_COMPARED, help="Of the part speed; none: all of them."
+            )
+            own.add_argument("--output_dir", default="outputs/shortcut", help="Of the runs of the part shortcut.")
             own.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="What follows goes to these runs.")
         elif benchmark not in (mae, bert):
             own.add_argument("--part", help=f"Some of {','.join(benchmark.PARTS)}; none: what is quick at this size.")

@@ -68,3 +68,35 @@ def test_a_device_that_is_not_there_is_refused_in_one_sentence(scripts, monkeypa
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match="--device cuda: torch sees no such device; expected cpu"):
         benchmark.choose_device("cuda")
+
+
+def test_pretext_tasks_beside_pil_have_as_many_pictures_and_labels(scripts, capsys, monkeypatch):
+    from hf_ssl.scripts.benchmarks import pretext
+    from PIL import Image
+
+    from hf_ssl.cli import resnet8
+
+    size = pretext.Size("tiny", 28, 4, resnet8(4), 8, 1, 20)
+    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in pretext.images(size)[:, 0]]
+    for method in pretext.METHODS_COMPARED:
+        model, batch = pretext.our_model(method, size), pretext.our_batch(method, size)
+        seen, labels = pretext.naive_task(method, model, size, pictures)
+        logits = pretext.naive_logits(method, model, seen)
+        assert logits.shape == model(**batch()).logits.shape and len(labels) == len(logits)
+    monkeypatch.setitem(pretext.SIZES, "tiny", size)
+    pretext.compare("tiny", 1, "jigsaw")
+    out = capsys.readouterr().out
+    assert "jigsaw, task: CPU" in out and "jigsaw, step: CPU" in out
+
+
+def test_the_lens_shrinks_green_alone(scripts):
+    import torch
+    from hf_ssl.scripts.benchmarks import shortcut
+
+    image = torch.zeros(3, 28, 28, dtype=torch.uint8)
+    image[:, 12:16, 20:24] = 200  # centred at 21.5, 8 pixels to the right of the middle
+    found = shortcut.aberrated(image)
+    assert torch.equal(found[0], image[0]) and torch.equal(found[2], image[2])
+    columns = (found[1].float() * torch.arange(28)).sum() / found[1].sum()
+    rows = (found[1].float() * torch.arange(28)[:, None]).sum() / found[1].sum()
+    assert columns - 13.5 == pytest.approx(8 * shortcut.SHRUNK, abs=0.1) and rows == pytest.approx(13.5, abs=0.1)

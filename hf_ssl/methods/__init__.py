@@ -19,8 +19,11 @@ from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
+from .exemplar import ExemplarConfig, ExemplarForPreTraining
+from .jigsaw import JigsawConfig, JigsawForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
+from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
@@ -31,8 +34,11 @@ METHODS = {
     "clip": CLIPForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
+    "exemplar": ExemplarForPreTraining,
+    "jigsaw": JigsawForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
+    "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
     "simclr": SimCLRForPreTraining,
     "word2vec": Word2VecForPreTraining,
@@ -72,10 +78,16 @@ __all__ = [
     "CPCTextForPreTraining",
     "CPCTextModel",
     "CPCTextModelConfig",
+    "ExemplarConfig",
+    "ExemplarForPreTraining",
+    "JigsawConfig",
+    "JigsawForPreTraining",
     "MAEConfig",
     "MAEForPreTraining",
     "MoCoConfig",
     "MoCoForPreTraining",
+    "RelativePositionConfig",
+    "RelativePositionForPreTraining",
     "RotationConfig",
     "RotationForPreTraining",
     "SSLCLIPConfig",

@@ -88,9 +88,9 @@ def freeze_mask_tokens(model):
             parameter.requires_grad_(False)
 
 
-def pooled(backbone, pixel_values):
+def pooled(backbone, pixel_values, **arguments):
     """(N, C, H, W) to (N, D): what the released encoder will give as `pooler_output`."""
-    features = getattr(backbone(pixel_values.to(backbone.dtype)), "pooler_output", None)
+    features = getattr(backbone(pixel_values.to(backbone.dtype), **arguments), "pooler_output", None)
     if features is None:
         raise ValueError(f"{type(backbone).__name__} gives no pooler_output.")
     return features.flatten(1)
