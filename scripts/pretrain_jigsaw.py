@@ -17,11 +17,11 @@ PAPER = dict(
 )  # fmt: skip
 # grey images have no colours to lose
 SMALL = dict(
-    backbone_config=resnet8(32), tile_size=8, channel_shift=0, grey_probability=0.0, permutations=100,
+    backbone_config=resnet8(32), tile_size=8, channel_shift=0, grey_probability=0.0, permutations=1000,
     tile_features_size=128, head_hidden_size=512,
 )  # fmt: skip
 MINUTES = PAPER | dict(
-    image_size=28, learning_rate=0.2, lr_scheduler_type="cosine", warmup_steps=0.1, min_crop_scale=0.6, num_train_epochs=6,
+    image_size=28, learning_rate=0.2, lr_scheduler_type="cosine", warmup_steps=0.1, min_crop_scale=0.9, num_train_epochs=6,
     per_device_train_batch_size=128, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
 MEDIUM = dict(
