@@ -20,7 +20,7 @@ SMALL = dict(
     backbone_config=resnet8(32), patch_size=8, gap=1, jitter=1, colour="keep", smallest_size=3, head_hidden_size=512
 )
 MINUTES = PAPER | dict(
-    image_size=28, learning_rate=0.2, min_crop_scale=0.6, num_train_epochs=6, per_device_train_batch_size=128,
+    image_size=28, learning_rate=0.2, min_crop_scale=0.9, num_train_epochs=6, per_device_train_batch_size=128,
     warmup_steps=0.1, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
 MEDIUM = dict(backbone_config=RESNET18, patch_size=24, gap=8, jitter=4, smallest_size=3, head_hidden_size=1024)
