@@ -13,13 +13,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hf_ssl.scripts import pretrain_clip
+from hf_ssl.scripts import pretrain_clip, pretrain_rotation
 from hf_ssl.scripts.pretrain_mae import PRESETS
 from hub_server import User
 from processes import launch
 from test_scripts import pictures  # noqa: F401, a fixture
 
-from hf_ssl import CLIPForPreTraining, MAEForPreTraining
+from hf_ssl import CLIPForPreTraining, MAEForPreTraining, RotationForPreTraining
 from hf_ssl.cli import parse
 from hf_ssl.cli.main import _exit_as, launch_flags, main
 from hf_ssl.errors import InputError
@@ -80,6 +80,20 @@ def test_sizes_that_make_no_network_are_refused(overrides, message):
     config = MAEForPreTraining.config_class(**copy.deepcopy(PRESETS["vit-tiny-28"].config))
     with pytest.raises(InputError, match=message):
         parse.override_config(config, overrides)
+
+
+def test_lists_are_overridden():
+    config = override_rotation("backbone_config.depths=[2,1,1],rotations=2,backbone_config.hidden_sizes=[8, 8, 16]")
+    backbone = config.backbone_config
+    assert (backbone.depths, backbone.hidden_sizes, config.rotations) == ([2, 1, 1], [8, 8, 16], 2)
+    for wrong in ("[2,1]", "2", "[2,1,0.5]", "[2,1", "[2,true,1]"):
+        with pytest.raises(InputError, match=r"backbone_config.depths must be 3 whole numbers such as \[1, 1, 1\]"):
+            override_rotation(f"backbone_config.depths={wrong}")
+
+
+def override_rotation(overrides):
+    preset = pretrain_rotation.PRESETS["resnet8x2"]
+    return parse.override_config(RotationForPreTraining.config_class(**copy.deepcopy(preset.config)), overrides)
 
 
 def test_a_patch_fits_in_its_image():

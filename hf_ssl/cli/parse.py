@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import difflib
+import json
 import logging
 import math
+import re
 import sys
 import warnings
 from functools import partial
@@ -173,9 +175,9 @@ def _tell_missing(name, missing):
 
 
 def override_config(config, overrides):
-    """Apply a string of overrides, `a=1,backbone_config.b=2`; refuses unknown names and values that do not validate."""
+    """Apply a string of overrides, `a=1,backbone_config.b=[2,3]`; refuses unknown names and values that do not validate."""
     owners = [config]
-    for item in filter(None, overrides.split(",")):
+    for item in filter(None, re.split(r",(?![^\[]*\])", overrides)):  # not at the commas of a list
         name, equals, value = item.strip().partition("=")
         owner, key = config, name
         while "." in key and isinstance(getattr(owner, key.split(".")[0], None), PreTrainedConfig):
@@ -187,7 +189,10 @@ def override_config(config, overrides):
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"expected name=value with one of {names}."
             raise InputError(f"config_overrides has no setting '{item.strip()}': {hint}")
-        checked(lambda owner=owner, key=key, value=value: owner.update_from_string(f"{key}={value}"), f"{name}: ")
+        if isinstance(getattr(owner, key), list | tuple):
+            setattr(owner, key, _list_like(getattr(owner, key), name, value))
+        else:
+            checked(lambda owner=owner, key=key, value=value: owner.update_from_string(f"{key}={value}"), f"{name}: ")
         number = getattr(owner, key)
         if isinstance(number, float) and not math.isfinite(number):
             raise InputError(f"config_overrides: {name} must be a finite number, found {value}.")
@@ -204,6 +209,19 @@ def override_config(config, overrides):
         if isinstance(image, int) and isinstance(patch, int) and patch > image:
             raise InputError(f"config_overrides: patch_size={patch} exceeds image_size={image}.")
     return config
+
+
+def _list_like(present, name, value):
+    """The list that `value` spells, as long as the present one and of numbers of its kind."""
+    try:
+        numbers = json.loads(value)
+    except ValueError:
+        numbers = None
+    kinds = (int, float) if any(isinstance(each, float) for each in present) else (int,)
+    if not isinstance(numbers, list) or len(numbers) != len(present) or any(type(each) not in kinds for each in numbers):
+        kind = "numbers" if float in kinds else "whole numbers"
+        raise InputError(f"config_overrides: {name} must be {len(present)} {kind} such as {list(present)}, found {value}.")
+    return numbers
 
 
 def checked(build, prefix=""):
