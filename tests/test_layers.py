@@ -28,6 +28,8 @@ from transformers import (
 )
 
 from hf_ssl import (
+    ExemplarConfig,
+    ExemplarForPreTraining,
     MAEConfig,
     MAEForPreTraining,
     RotationConfig,
@@ -421,7 +423,21 @@ def test_draws_of_the_task_do_not_depend_on_the_batch(dataset_folder, tmp_path, 
     assert found[128, 1] != pytest.approx(found[128, 0], abs=2e-4)
 
 
-def test_tasks_that_want_more_than_new_images_are_refused_in_one_sentence(release, vit):
+def exemplar_release(folder, loss):
+    backbone = {"model_type": "ssl_resnet", **RESNET, "num_channels": 3}
+    config = ExemplarConfig(backbone_config=backbone, num_samples=12, patch_size=8, head_hidden_size=12, loss=loss)
+    return left_by(folder, ExemplarForPreTraining(config).eval())
+
+
+def test_test_images_can_be_exemplars_of_triplets(dataset_folder, tmp_path):
+    folder = exemplar_release(tmp_path, "triplet")
+    found = evaluate_images(folder, str(dataset_folder), protocols=["pretext"], baselines=False)["results"]
+    assert 0 < found["pretrained"]["pretext_chance"] < found["pretrained"]["pretext_accuracy"] <= 100
+
+
+def test_tasks_that_want_more_than_new_images_are_refused_in_one_sentence(release, vit, tmp_path):
+    with pytest.raises(InputError, match="pretext: the classes of '.*' are the rows it was trained on, which test"):
+        evaluate_images(exemplar_release(tmp_path, "softmax"), protocols=["pretext"])
     with pytest.raises(
         InputError, match="compares pixel_values, pixel_values_2: expected a method that sees an image"
     ):

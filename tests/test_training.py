@@ -26,10 +26,16 @@ from hf_ssl import (
     BERTForPreTraining,
     CPCTextConfig,
     CPCTextForPreTraining,
+    ExemplarConfig,
+    ExemplarForPreTraining,
+    JigsawConfig,
+    JigsawForPreTraining,
     MAEConfig,
     MAEForPreTraining,
     MoCoConfig,
     MoCoForPreTraining,
+    RelativePositionConfig,
+    RelativePositionForPreTraining,
     SimCLRConfig,
     SimCLRForPreTraining,
 )
@@ -61,12 +67,27 @@ TINY = dict(
 
 TINY_MOCO = dict(backbone_config=TINY_RESNET, queue_size=40, projection_size=16, momentum=0.9, batch_norm_group_size=4)
 TINY_SIMCLR = dict(backbone_config=TINY_RESNET, projection_size=16, temperature=0.5)
-CONFIGS = {MAEConfig: TINY, MoCoConfig: TINY_MOCO, SimCLRConfig: TINY_SIMCLR}
+TINY_JIGSAW = dict(
+    backbone_config=TINY_RESNET, tile_size=4, channel_shift=1, permutations=20, tile_features_size=8, head_hidden_size=16
+)  # fmt: skip
+TINY_RELATIVE = dict(
+    backbone_config=TINY_RESNET, patch_size=4, gap=0, jitter=1, smallest_size=2, head_hidden_size=16
+)  # fmt: skip
+TINY_EXEMPLAR = dict(backbone_config=TINY_RESNET, num_samples=120, patch_size=8, head_hidden_size=16)
+CONFIGS = {
+    MAEConfig: TINY, MoCoConfig: TINY_MOCO, SimCLRConfig: TINY_SIMCLR, JigsawConfig: TINY_JIGSAW,
+    RelativePositionConfig: TINY_RELATIVE, ExemplarConfig: TINY_EXEMPLAR,
+}  # fmt: skip
 SGD = dict(optim="sgd", weight_decay=1e-4, learning_rate=1.0)
 LARS = dict(optim="lars", weight_decay=1e-6, learning_rate=30.0)
 CONTRASTIVE = {
     "moco": dict(model_class=MoCoForPreTraining, views="moco_v2", **SGD),
     "simclr": dict(model_class=SimCLRForPreTraining, views="simclr", **LARS),
+}
+PRETEXT = {
+    "jigsaw": dict(model_class=JigsawForPreTraining, **SGD),
+    "relative_position": dict(model_class=RelativePositionForPreTraining, **SGD),
+    "exemplar": dict(model_class=ExemplarForPreTraining, **SGD),
 }
 
 
@@ -78,10 +99,10 @@ def pretrain(data, output_dir, model_class=MAEForPreTraining, config=None, **cha
     )  # fmt: skip
     args = TwoViewArguments(**settings | changes)
     rows, column = image_rows(load_split(args.dataset_name, streaming=args.streaming))
-    if model_class.config_class is MAEConfig:
-        view = RandomResizedCropAndFlip(16, [0.5], [0.5])
-    else:
+    if model_class in (MoCoForPreTraining, SimCLRForPreTraining):
         view = Views(16, [0.5], [0.5], VIEWS[args.views])
+    else:
+        view = RandomResizedCropAndFlip(16, [0.5], [0.5])
     torch.manual_seed(args.seed)
     config = model_class.config_class(**CONFIGS[model_class.config_class] | (config or {}))
     return train(model_class(config), rows, ImageDecoder(column, 3, view), args).history
@@ -118,11 +139,21 @@ def test_killed_run_goes_on_bitwise(shards, tmp_path, streaming, workers, proces
     assert same_weights(tmp_path / "whole", tmp_path / "killed") and resumed == history
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("method", CONTRASTIVE)
-def test_killed_contrastive_run_goes_on_bitwise(shards, tmp_path, method, processes):
-    """Key encoder, queue, batch statistics and momenta too."""
-    options = CONTRASTIVE[method]
+@pytest.mark.parametrize(
+    "method, processes, streaming",
+    [
+        ("moco", 1, False),
+        ("moco", 2, False),
+        ("simclr", 1, False),
+        ("simclr", 2, False),
+        ("jigsaw", 1, False),
+        ("relative_position", 2, True),
+        ("exemplar", 2, False),
+    ],
+)
+def test_killed_run_of_other_methods_goes_on_bitwise(shards, tmp_path, method, processes, streaming):
+    """Key encoder, queue, batch statistics and momenta too, and what is drawn in a step."""
+    options = (CONTRASTIVE | PRETEXT)[method] | dict(streaming=streaming)
     [history, *_] = launch(_pretrain, shards, tmp_path / "whole", options, processes=processes)
     resume = options | {"resume_from_checkpoint": "auto"}
     moment = after_step(tmp_path / "killed", 9, 0.02)

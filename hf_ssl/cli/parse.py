@@ -218,9 +218,15 @@ def _list_like(present, name, value):
     except ValueError:
         numbers = None
     kinds = (int, float) if any(isinstance(each, float) for each in present) else (int,)
-    if not isinstance(numbers, list) or len(numbers) != len(present) or any(type(each) not in kinds for each in numbers):
+    if (
+        not isinstance(numbers, list)
+        or len(numbers) != len(present)
+        or any(type(each) not in kinds for each in numbers)
+    ):
         kind = "numbers" if float in kinds else "whole numbers"
-        raise InputError(f"config_overrides: {name} must be {len(present)} {kind} such as {list(present)}, found {value}.")
+        raise InputError(
+            f"config_overrides: {name} must be {len(present)} {kind} such as {list(present)}, found {value}."
+        )
     return numbers
 
 

@@ -116,9 +116,8 @@ class ExemplarForPreTraining(SSLModel):
         features = tile_features(self.backbone, patches)  # (N, K, D)
         if self.config.loss == "triplet":
             projections = F.normalize(self.head(features).float(), dim=-1)
-            loss, accuracy = triplet_loss(projections, sample_indices, self.config.margin)
-            metrics = {"accuracy": accuracy, "chance": loss.new_tensor(0.5)}
-            return SSLOutput(loss=loss, features=features[:, 0], metrics=metrics)
+            loss, accuracy, chance = triplet_loss(projections, sample_indices, self.config.margin)
+            return SSLOutput(loss=loss, features=features[:, 0], metrics={"accuracy": accuracy, "chance": chance})
         logits = self.head(features.flatten(0, 1))
         labels = sample_indices.repeat_interleave(self.config.transforms)
         accuracy = (logits.argmax(1) == labels).float().mean()
@@ -225,19 +224,21 @@ def patch_centres(images, size, draws):
 
 def triplet_loss(features, indices, margin):
     """Of unit features (N, K, D), of K transforms each: the mean of max(0, margin + cosine with each patch of another
-    class - cosine with another transform of the own class), over all triples of the whole batch, and how many of
-    these are in order."""
+    class - cosine with another transform of the own class), over all triples of the whole batch; how often the nearest
+    of all patches is of the own class; and how often it would be by chance."""
     everyone, owners = gather_with_gradient(features), gather(indices)  # (W N, K, D), (W N,)
+    count = features.shape[1]
     own = torch.einsum("nkd,njd->nkj", features, features)  # (N, K, K)
-    pairs = ~torch.eye(features.shape[1], dtype=torch.bool, device=features.device)
-    own = own[:, pairs].view(*features.shape[:2], -1)  # (N, K, K - 1)
+    pairs = ~torch.eye(count, dtype=torch.bool, device=features.device)
+    own = own[:, pairs].view(-1, count, count - 1)  # (N, K, K - 1)
     other = torch.einsum("nkd,mjd->nkmj", features, everyone)  # (N, K, W N, K)
     gaps = own[..., None, None] - other[:, :, None]  # (N, K, K - 1, W N, K)
-    counts = (
-        (indices[:, None] != owners).float()[:, None, None, :, None].expand_as(gaps)
-    )  # a row may stand twice in a batch
-    count = counts.sum().clamp(min=1)
-    return ((margin - gaps).clamp(min=0) * counts).sum() / count, ((gaps > 0) * counts).sum() / count
+    differs = indices[:, None] != owners  # (N, W N): a row may stand twice in a batch
+    counts = differs.float()[:, None, None, :, None].expand_as(gaps)
+    loss = ((margin - gaps).clamp(min=0) * counts).sum() / counts.sum().clamp(min=1)
+    nearest = other.masked_fill(~differs[:, None, :, None], -torch.inf).amax((2, 3))  # (N, K)
+    chance = (count - 1) / (count - 1 + count * differs.sum(1).float())  # (N,)
+    return loss, (own.amax(-1) > nearest).float().mean(), chance.mean()
 
 
 @lru_cache

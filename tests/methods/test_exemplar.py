@@ -140,19 +140,18 @@ class TestExemplar(MethodTester):
     def test_triplets_equal_a_slow_formula(self):
         features = torch.nn.functional.normalize(torch.randn(4, 3, 5), dim=-1)
         rows = torch.tensor([2, 0, 2, 9])  # one row stands twice
-        loss, accuracy = triplet_loss(features, rows, 0.5)
-        losses, right = [], []
+        loss, accuracy, chance = triplet_loss(features, rows, 0.5)
+        losses, right, by_chance = [], [], []
         for n in range(4):
             for k in range(3):
-                for j in set(range(3)) - {k}:
-                    for m in range(4):
-                        for i in range(3):
-                            if rows[m] != rows[n]:
-                                gap = features[n, k] @ features[n, j] - features[n, k] @ features[m, i]
-                                losses.append(max(0.0, 0.5 - gap.item()))
-                                right.append(gap.item() > 0)
+                cosine = {(m, i): (features[n, k] @ features[m, i]).item() for m in range(4) for i in range(3)}
+                own = [cosine[n, j] for j in range(3) if j != k]
+                others = [value for (m, _), value in cosine.items() if rows[m] != rows[n]]
+                losses += [max(0.0, 0.5 + other - each) for each in own for other in others]
+                right.append(max(own) > max(others))
+                by_chance.append(2 / (2 + len(others)))
         assert loss.item() == pytest.approx(np.mean(losses), abs=1e-6)
-        assert accuracy.item() == pytest.approx(np.mean(right))
+        assert accuracy.item() == pytest.approx(np.mean(right)) and chance.item() == pytest.approx(np.mean(by_chance))
 
     def test_grey_images_and_vit(self):
         for backbone in (TINY_RESNET | dict(num_channels=1), TINY_VIT):

@@ -19,7 +19,7 @@ from ..features import extract
 from ..processes import process_state
 from ..results import ROWS, Metric, percent
 
-FRACTIONS = ("accuracy", "chance")  # metrics that are told in percent
+FRACTIONS = ("accuracy", "chance", "tiles_right")  # metrics that are told in percent
 TABLE = "the task on test images"
 SETTINGS = {"view": "whole images, not augmented", "draws": "of each image, from its pixels and the seed"}
 
@@ -39,7 +39,8 @@ class TaskEncoder(ImageEncoder):
         if self.model.config.backbone_config.num_channels == 1:
             pixel_values = (pixel_values * pixel_values.new_tensor(GREY).view(3, 1, 1)).sum(1, keepdim=True)
         seeds = fold_in(torch.tensor(pixels, device=pixel_values.device), seed_from(self.seed))
-        output = self.model(pixel_values, sample_seeds=seeds)
+        rows = {"sample_indices": seeds} if self.model.uses_sample_indices else {}  # which image is which, no more
+        output = self.model(pixel_values, sample_seeds=seeds, **rows)
         metrics = {"loss": output.loss} | (output.metrics or {})
         metrics = {name: value.float() for name, value in metrics.items() if value.ndim == 0}
         self.names = tuple(metrics)
@@ -79,7 +80,7 @@ class Pretext:
                 f"'{encoder.name}' has no pretraining/config.json: pretext asks the whole model of a release of ours."
             )
         method = SSL_METHODS[config.model_type]
-        check_task(method, encoder.name)
+        check_task(method, config, encoder.name)
         where = {"subfolder": "pretraining", "revision": encoder.revision, "dtype": torch.float32}
         pretrained, _ = load_weights(AutoModelForPreTraining, repo, **where)
         models = {"pretrained": pretrained.eval()}
@@ -90,18 +91,27 @@ class Pretext:
         return models
 
 
-def check_task(method, name):
+def check_task(method, config, name):
     """Raise InputError, in one sentence, if the method's task asks for more than images that it has not seen."""
     wanted = inspect.signature(method.forward).parameters.values()
     wanted = [each.name for each in wanted if each.default is each.empty and each.kind is not each.VAR_KEYWORD][1:]
-    if method.uses_sample_indices:
+    if method.uses_sample_indices and _has_a_weight_for_each_row(method, config):
         raise InputError(
             f"pretext: the classes of '{name}' are the rows it was trained on, which test images are not."
         )
-    if wanted != ["pixel_values"]:
+    if [each for each in wanted if each != "sample_indices"] != ["pixel_values"]:
         raise InputError(
             f"pretext: '{name}' compares {', '.join(wanted)}: expected a method that sees an image at a time."
         )
+
+
+def _has_a_weight_for_each_row(method, config):
+    def shapes(count):
+        model = method(type(config).from_dict({**config.to_dict(), "num_samples": count}))
+        return {name: each.shape for name, each in model.state_dict().items()}
+
+    with torch.device("meta"):
+        return shapes(2) != shapes(3)
 
 
 def _told(name, value):
