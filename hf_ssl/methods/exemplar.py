@@ -1,12 +1,12 @@
 """Exemplar networks: every patch is a class of its own, seen under many transformations, and the network tells
 classes apart. What it learns of a patch is what the transformations leave of it.
 
-Dosovitskiy et al. 2014, https://arxiv.org/abs/1406.6909. There is no official code. loss="triplet": Doersch and
-Zisserman 2017, https://arxiv.org/abs/1708.07860, section 3. Deviations: one patch of every image of the data, where
-the paper takes some thousands of an unlabelled set; transformations are drawn anew in each epoch, where the paper has
-a hundred or so for each class; the principal components of colours are those of natural images (Ruderman et al. 1998,
-https://doi.org/10.1364/JOSAA.15.002036), not of the data; the layer between features and classes, which the paper has
-too, has no dropout.
+Dosovitskiy et al. 2014, https://arxiv.org/abs/1406.6909. There is no official code. loss="triplet":
+Doersch and Zisserman 2017, https://arxiv.org/abs/1708.07860, section 3. Deviations: one patch of every image of the
+data, where the paper takes some thousands of an unlabelled set; transformations are drawn anew in each epoch, where the
+paper has a hundred or so for each class; the principal components of colours are those of natural images (Ruderman et
+al. 1998, https://doi.org/10.1364/JOSAA.15.002036), not of the data; the layer between features and classes, which the
+paper has too, has no dropout.
 """
 
 from functools import lru_cache

@@ -154,13 +154,14 @@ class RelativePositionForPreTraining(SSLModel):
     def pretext_lines(self, pixel_values, sample_indices, sample_seeds):
         """The grid, its patches as the network sees them, and where it puts one of the eight around the centre."""
         cut = cut_tiles(pixel_values, *self.places(pixel_values.shape[-2:], sample_seeds), self.config.patch_size)
-        seen = normalize_tiles(self.patches(pixel_values, sample_seeds)) * pixel_values.std() + pixel_values.mean()
+        seen, channels = self.patches(pixel_values, sample_seeds), (0, 1, 3, 4)  # to be shown as bright as the images
+        (spread, mean), (own, middle) = (torch.std_mean(each, channels, keepdim=True) for each in (cut, seen))
+        seen = (seen - middle) / own.clamp(min=1e-6) * spread + mean
         first, _, labels = neighbours(self.config.pairs, pixel_values.device)
         logits = self(pixel_values, sample_seeds).logits.unflatten(0, (len(pixel_values), -1))[:, first == 4]
         label = torch.arange(len(pixel_values), device=pixel_values.device) % len(OFFSETS)
-        answer = logits[torch.arange(len(logits)), label].argmax(
-            1
-        )  # pairs of the centre stand in the order of the labels
+        # pairs of the centre stand in the order of the labels
+        answer = logits[torch.arange(len(logits)), label].argmax(1)
         around, image = torch.arange(9, device=label.device).view(1, 9), torch.arange(len(label))
         around = around[around != 4]  # label -> patch
         placed = cut.amax().expand_as(cut).clone()
