@@ -99,7 +99,7 @@ def pretrain(data, output_dir, model_class=MAEForPreTraining, config=None, **cha
     )  # fmt: skip
     args = TwoViewArguments(**settings | changes)
     rows, column = image_rows(load_split(args.dataset_name, streaming=args.streaming))
-    if model_class in (MoCoForPreTraining, SimCLRForPreTraining):
+    if model_class.config_class in (MoCoConfig, SimCLRConfig):
         view = Views(16, [0.5], [0.5], VIEWS[args.views])
     else:
         view = RandomResizedCropAndFlip(16, [0.5], [0.5])
