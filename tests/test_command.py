@@ -110,6 +110,26 @@ def test_a_function_of_an_unknown_name_is_refused():
 
 
 @pytest.mark.parametrize(
+    "method, overrides, message",
+    [
+        (
+            "relative_position",
+            "patch_size=20",
+            "3 x 3 patches of 20 px .* need images of at least 64 px, found 28 x 28",
+        ),
+        ("jigsaw", "tile_size=20", "Tiles of 20 px .* need images of at least 60 px, found 28 x 28"),
+        ("exemplar", "patch_size=30", "Patches of patch_size=30 px do not fit in images of 28 x 28 px"),
+    ],
+)
+def test_a_task_that_does_not_fit_in_the_images_is_refused_before_anything_is_written(
+    method, overrides, message, tmp_path
+):
+    code, _, err = hf_ssl("pretrain", method, "--config_overrides", overrides, "--output_dir", tmp_path / "run")
+    assert code == 1 and re.search(f"^error: {message}.*\n\\Z", err, re.MULTILINE), err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     "code, exit_code, text",
     [(1, 1, ""), (-9, 137, "error: Process 1 was ended by SIGKILL, as it is when memory runs out.\n")],
 )

@@ -14,7 +14,7 @@ from ..training.arguments import PairArguments, WordArguments
 from ..training.word_loop import train_words
 from .images import choose_processor, first_size, image_data, log_network
 from .pairs import choose_towers, load_towers, pair_data, pair_decoder, pair_processor, pair_tokenizer, report_cut
-from .parse import build_model, parse_arguments
+from .parse import build_model, checked, parse_arguments
 from .text import word_corpus
 
 
@@ -44,6 +44,7 @@ def pretrain_images(model_class, presets, arguments_class, description, view, *,
     rows, decoder = image_data(args, config.backbone_config.num_channels, view(args, size, processor))
     count_samples(model_class, config, rows)
     model = build_model(model_class, config, args)
+    checked(lambda: model.check_images(size, size))
     log_network(model, args, size, presets, first_size(rows, decoder.column))
     drawn = ({"pretext": save_pretext} if hasattr(model, "pretext_lines") else {}) | (pictures or {})
     pretrain(model, rows, decoder, args, processor, pictures=drawn)

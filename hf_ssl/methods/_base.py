@@ -227,5 +227,8 @@ class SSLModel(PreTrainedModel):
     def check_batch(self, size: int, processes: int):
         """Raise ValueError, in one sentence, if the method cannot train on batches of `size` on each process."""
 
+    def check_images(self, height: int, width: int):
+        """Raise ValueError, in one sentence, if the method's task cannot be made of images of this size in pixels."""
+
     def after_step(self, progress: float):
         """Called after each optimizer step with the finished fraction of the run: momentum encoders, schedules."""

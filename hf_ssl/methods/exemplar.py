@@ -132,11 +132,7 @@ class ExemplarForPreTraining(SSLModel):
     def exemplars(self, images, indices, seeds):
         """(N, C, H, W) to (N, K, C, s, s): of the patch of each image K transformations."""
         size = self.config.patch_size
-        if min(images.shape[-2:]) < size:
-            raise ValueError(
-                f"Patches of patch_size={size} px do not fit in images of {images.shape[-2]} x {images.shape[-1]} px: "
-                "set image_size or patch_size."
-            )
+        self.check_images(*images.shape[-2:])
         with torch.autocast(images.device.type, enabled=False):
             images = images.float()
             centres = patch_centres(images, size, uniform(fold_in(indices, EXEMPLAR_PATCH_STREAM), 1)[:, 0])  # (N, 2)
@@ -147,6 +143,13 @@ class ExemplarForPreTraining(SSLModel):
             )
             patches = self.moved(images, centres, place)
             return self.coloured(patches.flatten(0, 1), colour.flatten()).view_as(patches)
+
+    def check_images(self, height, width):
+        if min(height, width) < self.config.patch_size:
+            raise ValueError(
+                f"Patches of patch_size={self.config.patch_size} px do not fit in images of {height} x {width} px: "
+                "set image_size or patch_size."
+            )
 
     @torch.no_grad()
     def pretext_lines(self, pixel_values, sample_indices, sample_seeds, count=4):

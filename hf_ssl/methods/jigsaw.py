@@ -167,11 +167,7 @@ class JigsawForPreTraining(SSLModel):
         nearby."""
         config, (height, width) = self.config, images.shape[-2:]
         most = config.tile_size + config.channel_shift
-        if min(height, width) // 3 < most:
-            raise ValueError(
-                f"Tiles of {config.tile_size} px with channel_shift={config.channel_shift} need images of at least "
-                f"{3 * most} px, found {height} x {width}: set image_size, tile_size or channel_shift."
-            )
+        self.check_images(height, width)
         channels = images.shape[1]
         at = uniform(fold_in(seeds, TILE_STREAM), 2 * TILES).view(-1, 2, TILES, 1)
         shifts = uniform(fold_in(seeds, TILE_CHANNEL_STREAM), 2 * TILES * channels).view(-1, 2, TILES, channels)
@@ -181,6 +177,15 @@ class JigsawForPreTraining(SSLModel):
         lefts = cell % 3 * (width // 3) + (at[:, 1] * (width // 3 - most + 1)).long() + shifts[:, 1]
         cut = [cut_tiles(images[:, c, None], tops[..., c], lefts[..., c], config.tile_size) for c in range(channels)]
         return torch.cat(cut, dim=2)
+
+    def check_images(self, height, width):
+        config = self.config
+        most = config.tile_size + config.channel_shift
+        if min(height, width) // 3 < most:
+            raise ValueError(
+                f"Tiles of {config.tile_size} px with channel_shift={config.channel_shift} need images of at least "
+                f"{3 * most} px, found {height} x {width}: set image_size, tile_size or channel_shift."
+            )
 
     def as_seen(self, tiles, seeds):
         """(N, 9, C, s, s): some puzzles, or if damaged all, without colour, each tile normalised."""

@@ -176,11 +176,7 @@ class RelativePositionForPreTraining(SSLModel):
     def places(self, size, seeds):
         """Rows and columns of the upper left pixels, (N, 9) each: of a grid somewhere in the image, jittered."""
         config = self.config
-        if min(size) < config.grid_size:
-            raise ValueError(
-                f"3 x 3 patches of {config.patch_size} px with gap={config.gap} and jitter={config.jitter} need images "
-                f"of at least {config.grid_size} px, found {size[0]} x {size[1]}: set image_size, patch_size, gap or jitter."
-            )
+        self.check_images(*size)
         free = uniform(fold_in(seeds, GRID_STREAM), 2)  # (N, 2)
         shifts = uniform(fold_in(seeds, JITTERED_PATCH_STREAM), 18).view(-1, 2, 9)
         steps = torch.arange(3, device=seeds.device) * (config.patch_size + config.gap)
@@ -191,6 +187,14 @@ class RelativePositionForPreTraining(SSLModel):
             + (shifts[:, axis] * (2 * config.jitter + 1)).long()
             for axis, grid in enumerate(grids)
         ]
+
+    def check_images(self, height, width):
+        config = self.config
+        if min(height, width) < config.grid_size:
+            raise ValueError(
+                f"3 x 3 patches of {config.patch_size} px with gap={config.gap} and jitter={config.jitter} need images "
+                f"of at least {config.grid_size} px, found {height} x {width}: set image_size, patch_size, gap or jitter."
+            )
 
     @torch.no_grad()
     def _init_weights(self, module):
