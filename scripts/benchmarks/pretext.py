@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import to_tensor
@@ -23,7 +24,7 @@ from hf_ssl.methods import METHODS
 from hf_ssl.methods._backbone import pooled
 from hf_ssl.methods.relative_position import neighbours
 from hf_ssl.methods.rotation import rotate
-from hf_ssl.training import TrainingArguments
+from hf_ssl.training.loop import TrainingArguments, choose_kernels
 from hf_ssl.training.optimizers import build_optimizer
 
 from .timing import device, interleave, place, print_speed, timed, verdict
@@ -267,6 +268,7 @@ def compare(sizes, rounds, method=None):
 
 def _compare(method, size, rounds):
     model, other = our_model(method, size), our_model(method, size)
+    choose_kernels(model, Accelerator())  # as the loop does
     batch, pictures = (
         our_batch(method, size),
         [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images(size)[:, 0]],
