@@ -194,6 +194,8 @@ KEPT_SIZES = (
     "vocab_size",
     "queue_size",
 )  # of which images and vocabularies have rules of their own
+# in pixels, of what a pretext task cuts out of images of SMALL_IMAGE
+TASK_SIZES = {"tile_size": 8, "patch_size": 8, "gap": 2, "jitter": 1, "smallest_size": 3}
 LARGEST_SIZE, SMALL_SIZE, SMALL_IMAGE, LAYERS, HEADS = 32, 16, 32, 1, 2
 
 
@@ -324,7 +326,9 @@ def smaller(config, prefix=""):
             yield from smaller(old, f"{prefix}{name}.")
         elif type(old) is int:
             new = old
-            if name.endswith("_group_size"):  # of samples of a batch
+            if not prefix and name in TASK_SIZES:
+                new = TASK_SIZES[name]
+            elif name.endswith("_group_size"):  # of samples of a batch
                 new = MOST["--per_device_train_batch_size"]
             elif name.endswith(("_size", "_dim")) and old > LARGEST_SIZE and name not in KEPT_SIZES:
                 new = SMALL_SIZE
