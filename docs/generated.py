@@ -7,6 +7,7 @@ comes from the code: docstrings, presets, configs, `forward`, the card's templat
 import ast
 import importlib
 import inspect
+import itertools
 import re
 import textwrap
 from dataclasses import fields
@@ -226,7 +227,13 @@ def metrics_of(model):
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "metrics" for target in node.targets)
     ]
-    return [key.value for value in given if isinstance(value, ast.Dict) for key in value.keys]
+    names = []
+    for node in itertools.chain.from_iterable(map(ast.walk, given)):
+        if isinstance(node, ast.Dict):
+            names += [key.value for key in node.keys]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "information_bound":
+            names += ["nats", "most_nats"]
+    return names
 
 
 def recorded_results(name, measures):

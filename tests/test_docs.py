@@ -141,8 +141,9 @@ def test_settings_are_explained_where_the_docstring_does(generated):
 
 def test_metrics_are_those_of_forward(generated):
     assert generated.metrics_of(METHODS["barlow_twins"]) == ["invariance", "redundancy"]
-    assert generated.metrics_of(METHODS["cpc_audio"]) == ["nats", "hits"]
-    assert "also `temperature`" in generated.logged(METHODS["clip"])
+    assert generated.metrics_of(METHODS["cpc_audio"]) == ["nats", "most_nats", "hits"]
+    assert generated.metrics_of(METHODS["moco"]) == ["nats", "most_nats"]
+    assert "also `temperature`, `nats`, `most_nats`" in generated.logged(METHODS["clip"])
 
 
 @pytest.mark.parametrize("path", sorted((DOCS / "configs").glob("*.yaml")), ids=lambda path: path.name)

@@ -4,8 +4,6 @@ van den Oord et al. 2018, https://arxiv.org/abs/1807.03748, sections 2.2 and 2.3
 T - K contexts predict, since they have all K futures. A prediction is W_k c_t, its score with an encoding the dot product.
 """
 
-import math
-
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -70,9 +68,4 @@ def future_info_nce(predictions, encodings, negatives):
     return losses, hits, logits
 
 
-def information_bound(losses, negatives):
-    """log N - L in nats, N counting the positive: what a context is known to tell of the encoding k steps on (section 2.3)."""
-    return math.log(1 + negatives.shape[1]) - losses.detach()
-
-
-__all__ = ["FuturePredictor", "draw_negatives", "future_info_nce", "futures", "information_bound"]
+__all__ = ["FuturePredictor", "draw_negatives", "future_info_nce", "futures"]

@@ -20,6 +20,8 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextEmb
 from ._backbone import freeze_mask_tokens, native_copy
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._contrastive import pair_cross_entropy
+from ._distributed import gather, world_size
+from ._information import information_bound
 from ._random import fold_in
 
 MAX_LOGIT_SCALE = 100  # section 2.5
@@ -88,13 +90,16 @@ class CLIPForPreTraining(SSLModel):
         labels = text_labels(input_ids, attention_mask) if self.config.spare_duplicates else None
         loss = pair_cross_entropy(projections, projections_2, scale, labels)
         logits = None if self.training else scale * projections @ projections_2.T
+        candidates = len(projections) * world_size()
+        if labels is not None:
+            candidates = candidates + 1 - occurrences(labels, gather(labels))  # (N,)
         return SSLOutput(
             loss=loss,
             logits=logits,
             features=features,
             projections=projections.detach(),
             projections_2=projections_2.detach(),
-            metrics={"temperature": 1 / scale.detach()},
+            metrics={"temperature": 1 / scale.detach()} | information_bound(loss, candidates),
         )
 
     def _encode(self, encode, frozen, *inputs):
@@ -191,6 +196,12 @@ def text_labels(input_ids, attention_mask):
     """(N, L) to (N,) int64: the same number for the same text, however far it is padded."""
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
     return (fold_in(input_ids, places) * attention_mask).sum(1)
+
+
+def occurrences(labels, everyones):
+    """How often each of `labels`, (N,), stands among `everyones`, (M,), in memory of N + M numbers."""
+    ordered = everyones.sort().values
+    return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
 
 
 __all__ = ["CLIPForPreTraining", "SSLCLIPConfig"]

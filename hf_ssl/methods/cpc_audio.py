@@ -14,7 +14,8 @@ from ._backbone import native_copy
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
 from ._distributed import gather, rank, world_size
-from ._futures import FuturePredictor, draw_negatives, future_info_nce, information_bound
+from ._futures import FuturePredictor, draw_negatives, future_info_nce
+from ._information import information_bound
 
 # where the negatives of a window come from: windows of (any or the same speaker), with or without the window itself
 POLICIES = ("mixed", "same_speaker", "mixed_excluding_current", "same_speaker_excluding_current", "current")
@@ -79,7 +80,7 @@ class CPCAudioForPreTraining(SSLModel):
             allowed = self._allowed(len(frames), speaker_ids, frames.device)
             negatives = draw_negatives(allowed, frames.shape[1], self.config.negatives, sample_seeds)
         losses, hits, logits = future_info_nce(self.predictor(contexts), frames, negatives)
-        metrics = {"nats": information_bound(losses, negatives), "hits": hits.mean()}
+        metrics = information_bound(losses, 1 + negatives.shape[1]) | {"hits": hits.mean()}
         return SSLOutput(loss=losses.mean(), logits=logits, features=output.pooler_output, metrics=metrics)
 
     def _allowed(self, count, speaker_ids, device):

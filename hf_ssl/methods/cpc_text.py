@@ -18,6 +18,7 @@ from ._base import SSLConfig, SSLModel, SSLOutput
 from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from ._distributed import gather, gather_with_gradient, rank, world_size
 from ._futures import FuturePredictor, futures
+from ._information import information_bound
 
 
 @strict
@@ -79,8 +80,8 @@ class CPCTextForPreTraining(SSLModel):
         # of the predictions of all processes, which need not have as many
         everyones = gather(targets.ge(0).sum((0, 1))[None]).sum(0).clamp(min=1)  # (K,)
         losses = losses.sum((0, 1)) * world_size() / everyones
-        bound = exist.sum().log() - losses.detach()
-        return SSLOutput(losses.mean(), logits, features=sentences[:, 0].detach(), metrics={"nats": bound})
+        metrics = information_bound(losses, exist.sum())
+        return SSLOutput(losses.mean(), logits, features=sentences[:, 0].detach(), metrics=metrics)
 
     def encode(self, input_ids):
         """Windows (N, S, L) to the vectors of their sentences, (N, S, D), and the contexts up to each of them, (N, S, C)."""

@@ -20,6 +20,7 @@ from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import SplitBatchNorm, average_running_statistics, replace_batch_norm
 from ._contrastive import queue_cross_entropy, queue_logits
 from ._distributed import gather, own_part, world_size
+from ._information import information_bound
 from ._initialization import draw_as_torch
 from ._memory import enqueue
 from ._momentum import momentum_update
@@ -97,7 +98,12 @@ class MoCoForPreTraining(SSLModel):
         else:
             logits = queue_logits(queries, own_keys, self.queue, self.config.temperature)
         return SSLOutput(
-            loss=loss, logits=logits, features=features, projections=queries.detach(), projections_2=own_keys
+            loss=loss,
+            logits=logits,
+            features=features,
+            projections=queries.detach(),
+            projections_2=own_keys,
+            metrics=information_bound(loss, 1 + self.config.queue_size),
         )
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from ._backbone import build_backbone, check_backbone
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._contrastive import nt_xent
+from ._information import information_bound
 from ._initialization import draw_as_torch
 
 
@@ -62,7 +63,12 @@ class SimCLRForPreTraining(SSLModel):
         first, second = projections.chunk(2)
         loss, logits = nt_xent(first, second, self.config.temperature)
         return SSLOutput(
-            loss=loss, logits=logits, features=features, projections=first.detach(), projections_2=second.detach()
+            loss=loss,
+            logits=logits,
+            features=features,
+            projections=first.detach(),
+            projections_2=second.detach(),
+            metrics=information_bound(loss, logits.shape[1] - 1),  # without the own view
         )
 
     def check_batch(self, size, processes):

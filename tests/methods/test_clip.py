@@ -91,6 +91,8 @@ class TestCLIP(MethodTester):
         torch.testing.assert_close(output.loss, native.loss)
         torch.testing.assert_close(output.logits, native.logits_per_image)
         assert output.metrics["temperature"].item() == pytest.approx(0.07, rel=1e-4)
+        assert output.metrics["nats"].item() == pytest.approx(math.log(8) - np.mean(losses) / 2, abs=1e-4)
+        assert output.metrics["most_nats"].item() == pytest.approx(math.log(8))
 
     def test_parts_equal_the_whole_batch(self):
         """Encoded three rows at a time, on one process and on two: losses, gradients and weights of the whole batch."""
@@ -212,7 +214,14 @@ def test_duplicates_are_spared():
         CLIPForPreTraining(SSLCLIPConfig(backbone_config=TINY_CLIP, spare_duplicates=spare)) for spare in (True, False)
     ]
     losses[1].load_state_dict(losses[0].state_dict())
-    assert losses[0](**batch).loss < losses[1](**batch).loss
+    spared, plain = (model(**batch) for model in losses)
+    assert spared.loss < plain.loss
+    # a bound that counts candidates that are none would be higher than it may be
+    same = (batch["input_ids"][:, None] == batch["input_ids"]).all(-1).sum(1)
+    most = (len(same) + 1 - same).log().mean()
+    assert most < plain.metrics["most_nats"] and same.max() > 1
+    torch.testing.assert_close(spared.metrics["most_nats"], most)
+    torch.testing.assert_close(spared.metrics["nats"], most - spared.loss)
 
 
 def test_texts_are_known_again_however_they_are_padded():

@@ -10,7 +10,8 @@ from torch import nn
 
 from hf_ssl import CPCAudioConfig, CPCAudioForPreTraining, CPCAudioModel, CPCAudioModelConfig
 from hf_ssl.methods._cpc_audio_model import FrameConv1d
-from hf_ssl.methods._futures import FuturePredictor, draw_negatives, future_info_nce, futures, information_bound
+from hf_ssl.methods._futures import FuturePredictor, draw_negatives, future_info_nce, futures
+from hf_ssl.methods._information import information_bound
 from hf_ssl.methods.cpc_audio import POLICIES
 
 TINY = dict(
@@ -76,6 +77,7 @@ class TestCPCAudio(MethodTester):
         output = self.model().eval()(**self.batch())
         assert output.metrics["nats"].shape == (3,)
         assert output.metrics["nats"].mean().item() == pytest.approx(math.log(9) - output.loss.item(), abs=1e-5)
+        assert output.metrics["most_nats"].item() == pytest.approx(math.log(9))
 
     def test_features_do_not_depend_on_padding(self):
         model = CPCAudioModel(CPCAudioModelConfig(**TINY)).eval()
@@ -160,7 +162,9 @@ def test_the_positive_is_never_a_negative_and_perfect_predictions_reach_the_boun
     losses, hits, logits = future_info_nce(100 * futures(z, 4), z, negatives)
     assert (logits.isinf().sum(-1) == 1).all(), "exactly the positive itself is left out"
     assert (hits == 1).all() and (losses < 1e-3).all()
-    torch.testing.assert_close(information_bound(losses, negatives), torch.full((4,), math.log(41)), atol=1e-3, rtol=0)
+    bound = information_bound(losses, 41)
+    torch.testing.assert_close(bound["nats"], torch.full((4,), math.log(41)), atol=1e-3, rtol=0)
+    assert (bound["nats"] <= bound["most_nats"]).all()
 
 
 @pytest.mark.parametrize("length", [400, 403, 237])

@@ -55,6 +55,7 @@ class TestCPCText(MethodTester):
         means = torch.tensor([sum(losses[k]) / len(losses[k]) for k in (1, 2)])
         assert output.loss.item() == pytest.approx(means.mean().item(), abs=1e-5)
         torch.testing.assert_close(output.metrics["nats"], math.log(len(z)) - means, rtol=0, atol=1e-5)
+        assert output.metrics["most_nats"].item() == pytest.approx(math.log(len(z)))
 
     def test_targets_are_the_sentences_ahead(self):
         """Each prediction's target is the sentence k steps on, once among all candidates, and missing ones are nobody's."""

@@ -69,6 +69,8 @@ class TestMoCo(MethodTester):
             output = model(queries, keys)
             assert output.loss.item() == pytest.approx(loss, abs=1e-6)
             np.testing.assert_allclose(output.logits.detach(), logits, atol=1e-5)
+            assert output.metrics["nats"].item() == pytest.approx(math.log(49) - loss, abs=1e-5)
+            assert output.metrics["most_nats"].item() == pytest.approx(math.log(49))
             queue[8 * step : 8 * step + 8] = k  # by hand, as eval mode leaves the queue alone
             enqueue(model.queue, model.queue_position, torch.from_numpy(k))
         assert model.queue_position == 24

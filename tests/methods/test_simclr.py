@@ -40,7 +40,10 @@ class TestSimCLR(MethodTester):
         for i in range(16):
             scores = {k: math.exp(similarity(z[i], z[k]) / 0.1) for k in range(16) if k != i}
             losses.append(-math.log(scores[(i + 8) % 16] / sum(scores.values())))
-        assert model(**batch).loss.item() == pytest.approx(np.mean(losses), abs=1e-5)
+        output = model(**batch)
+        assert output.loss.item() == pytest.approx(np.mean(losses), abs=1e-5)
+        assert output.metrics["nats"].item() == pytest.approx(math.log(15) - np.mean(losses), abs=1e-5)
+        assert output.metrics["most_nats"].item() == pytest.approx(math.log(15))
 
     def test_head_is_the_official_one(self):
         """Batch norm after each linear layer, which has no bias; the last has a scale only (tf2/model.py)."""
