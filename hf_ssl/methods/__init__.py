@@ -20,6 +20,7 @@ from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .exemplar import ExemplarConfig, ExemplarForPreTraining
+from .instance_discrimination import InstanceDiscriminationConfig, InstanceDiscriminationForPreTraining
 from .jigsaw import JigsawConfig, JigsawForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
@@ -35,6 +36,7 @@ METHODS = {
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
     "exemplar": ExemplarForPreTraining,
+    "instance_discrimination": InstanceDiscriminationForPreTraining,
     "jigsaw": JigsawForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
@@ -80,6 +82,8 @@ __all__ = [
     "CPCTextModelConfig",
     "ExemplarConfig",
     "ExemplarForPreTraining",
+    "InstanceDiscriminationConfig",
+    "InstanceDiscriminationForPreTraining",
     "JigsawConfig",
     "JigsawForPreTraining",
     "MAEConfig",

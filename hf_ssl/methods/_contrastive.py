@@ -25,25 +25,49 @@ def queue_cross_entropy(queries, keys, queue, temperature):
     queries: (N, P), the only ones that get a gradient. keys: (N, P). queue: (K, P). Under bfloat16 autocast the products
     are made in bfloat16, exponentials and sums in float32; the exponentials do not fit in float16.
     """
-    device = queries.device.type
-    brief = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-    with torch.autocast(device, enabled=False):
+    dtype = _product_dtype(queries)
+    with torch.autocast(queries.device.type, enabled=False):
         if temperature < SHARPEST:
             # a copy of the queue, which will have moved on at the backward
             logits = queue_logits(queries, keys, queue.clone(), temperature)
             return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-        return _QueueCrossEntropy.apply(queries, keys, queue, temperature, torch.bfloat16 if brief else queries.dtype)
+        return _QueueCrossEntropy.apply(queries, keys, queue, False, temperature, dtype)
+
+
+def bank_cross_entropy(queries, bank, indices, temperature):
+    """Mean cross-entropy of each query's similarities to all rows of a bank, with row `indices` as the target, in one pass
+    as `queue_cross_entropy`.
+
+    queries: (N, P), the only ones that get a gradient. bank: (K, P). indices: (N,) int64.
+    """
+    dtype = _product_dtype(queries)
+    with torch.autocast(queries.device.type, enabled=False):
+        if temperature < SHARPEST:
+            return F.cross_entropy(queries @ bank.to(queries.dtype, copy=True).T / temperature, indices)
+        keys = bank[indices].to(queries.dtype)
+        return _QueueCrossEntropy.apply(queries, keys, bank, True, temperature, dtype)
+
+
+def _product_dtype(queries):
+    """bfloat16 within its autocast, else that of the queries."""
+    device = queries.device.type
+    brief = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return torch.bfloat16 if brief else queries.dtype
 
 
 class _QueueCrossEntropy(torch.autograd.Function):
     """One pass over the queue, loss and gradient together. Similarities are at most 1, so the largest logit is known in
-    advance: exp((s - 1) / temperature) cannot overflow and needs no second pass."""
+    advance: exp((s - 1) / temperature) cannot overflow and needs no second pass. holds_keys: whether the keys are rows of
+    the queue, which count once."""
 
     @staticmethod
-    def forward(ctx, queries, keys, queue, temperature, dtype):
+    def forward(ctx, queries, keys, queue, holds_keys, temperature, dtype):
         own = (queries * keys).sum(1)  # (N,)
-        own_weight = ((own - 1) / temperature).exp()
-        total, weighted = own_weight.clone(), own_weight[:, None] * keys  # (N,), (N, P)
+        if holds_keys:
+            total, weighted = torch.zeros_like(own), torch.zeros_like(queries)  # (N,), (N, P)
+        else:
+            own_weight = ((own - 1) / temperature).exp()
+            total, weighted = own_weight.clone(), own_weight[:, None] * keys
         scaled = (queries / temperature).to(dtype)
         for rows in queue.split(CHUNK):
             rows = rows.to(dtype)
@@ -57,7 +81,7 @@ class _QueueCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return ctx.saved_tensors[0] * gradient, None, None, None, None
+        return ctx.saved_tensors[0] * gradient, None, None, None, None, None
 
 
 def nt_xent(projections, projections_2, temperature):

@@ -1,6 +1,7 @@
 """Memories of past embeddings."""
 
 import torch
+import torch.nn.functional as F
 
 from ._distributed import gather
 
@@ -25,3 +26,11 @@ def write_rows(bank, indices, rows):
     order = indices.argsort(stable=True)
     last = torch.searchsorted(indices[order], indices, right=True) - 1
     bank.index_copy_(0, indices, rows[order[last]].to(bank.dtype))
+
+
+@torch.no_grad()
+def move_rows(bank, indices, rows, momentum):
+    """Move the rows `indices`, (N,) int64, of a bank of unit vectors, (M, P), towards unit vectors `rows`, (N, P), of all
+    processes, in place: v <- momentum x v + (1 - momentum) x row, normalised. An index that stands twice: as `write_rows`."""
+    moved = torch.lerp(rows.float(), bank[indices].float(), momentum)
+    write_rows(bank, indices, F.normalize(moved, dim=1))

@@ -1,0 +1,155 @@
+"""Instance discrimination: every image is a class of its own, and the network tells which one an augmented image is.
+
+Wu et al. 2018, https://arxiv.org/abs/1805.01978. Official code: https://github.com/zhirongw/lemniscate.pytorch. The weight
+vector of a class is what the network itself made of the image before: a memory bank has a unit vector for each row of the
+data. Deviations: the bank begins with random unit vectors, the code's with uniform numbers whose length is about 1; batch
+statistics are those of all processes; the released representation is the backbone's, not the projection. A row that stands
+twice in a batch moves towards the last of its images.
+"""
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
+
+from ._backbone import build_backbone, check_backbone
+from ._base import PretextLine, SSLConfig, SSLModel, SSLOutput
+from ._batch_norm import GlobalBatchNorm, replace_batch_norm
+from ._contrastive import bank_cross_entropy
+from ._information import information_bound
+from ._initialization import draw_as_torch
+from ._memory import move_rows
+from ._noise_contrastive import NoiseContrastiveLoss, draw_noise
+from ._random import NOISE_ROWS_STREAM, fold_in
+
+LOSSES = ("nce", "softmax", "parametric")
+
+
+@strict
+class InstanceDiscriminationConfig(SSLConfig):
+    """Defaults: the paper's, with a ResNet-50.
+
+    backbone_config: of an image encoder of transformers with a pooler_output. num_samples: n, rows of the data; set by the
+    command line. projection_size: P, of the bank's vectors. loss: "nce", against noise_samples draws; "softmax", against
+    the whole bank; "parametric", a softmax over rows whose weights are learnt and which needs no bank, the paper's
+    baseline. noise_samples: m, the draws of each image. temperature: 0.07 on ImageNet, 0.1 on CIFAR. bank_momentum: what a
+    vector of the bank keeps of itself when its image is seen. proximal_weight: the paper's lambda (section 3.3), of the
+    squared distance from the bank's vector; 0 in the code, which has bank_momentum in its place.
+    """
+
+    model_type = "ssl_instance_discrimination"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="resnet")}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    num_samples: int = 0
+    projection_size: int = 128
+    loss: str = "nce"
+    noise_samples: int = 4096
+    temperature: float = 0.07
+    bank_momentum: float = 0.5
+    proximal_weight: float = 0.0
+
+    def validate_ranges(self):
+        self.check_least(num_samples=0, projection_size=1, noise_samples=1, proximal_weight=0)
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, found '{self.loss}'.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, found {self.temperature}.")
+        if not 0 <= self.bank_momentum < 1:
+            raise ValueError(f"bank_momentum must lie in [0, 1), found {self.bank_momentum}.")
+        if self.loss == "parametric" and self.proximal_weight:
+            raise ValueError(f"loss=parametric has no bank: expected proximal_weight=0, found {self.proximal_weight}.")
+
+
+class InstanceDiscriminationForPreTraining(SSLModel):
+    config: InstanceDiscriminationConfig
+    input_modalities = ("image",)
+    uses_sample_indices = True
+
+    def __init__(self, config: InstanceDiscriminationConfig):
+        super().__init__(config)
+        width = check_backbone(config.backbone_config)
+        self.backbone = build_backbone(config.backbone_config)
+        replace_batch_norm(self.backbone, GlobalBatchNorm)
+        self.projector = nn.Linear(width, config.projection_size)
+        if config.loss == "parametric":
+            self.classifier = nn.Linear(config.projection_size, config.num_samples, bias=False)
+        else:
+            self.register_buffer("bank", torch.empty(config.num_samples, config.projection_size))  # (n, P)
+        if config.loss == "nce":
+            self.noise_contrastive_loss = NoiseContrastiveLoss(config.temperature)
+        self.post_init()
+
+    def forward(self, pixel_values, sample_indices, sample_seeds=None, noise=None, **kwargs):
+        """pixel_values: (N, C, H, W). sample_indices: (N,), their rows. noise: (N, m), rows of the bank, for loss="nce"; it
+        follows from `sample_seeds`, (N,) int64, if not given, and is drawn afresh without those. `logits`, (N, n), are
+        only made in eval mode."""
+        features = self.embed(pixel_values)  # (N, D)
+        projections = self.projector(features).float()  # (N, P)
+        if self.config.loss == "parametric":
+            logits = self.classifier(projections.to(self.dtype)).float()
+            loss = F.cross_entropy(logits, sample_indices)
+            metrics = information_bound(loss, logits.shape[1])
+            return SSLOutput(loss, None if self.training else logits, features, metrics=metrics)
+
+        queries = F.normalize(projections, dim=1)
+        keys = self.bank[sample_indices].to(queries.dtype)  # (N, P), a copy
+        if self.config.loss == "softmax":
+            loss = bank_cross_entropy(queries, self.bank, sample_indices, self.config.temperature)
+            metrics = information_bound(loss, len(self.bank))
+        else:
+            if noise is None:
+                noise = self.draw_noise(sample_indices, sample_seeds)
+            loss, recognized = self.noise_contrastive_loss(queries, keys, self.bank, noise)
+            metrics = {"recognized": recognized, "chance": loss.new_full((), 1 / (1 + noise.shape[1]))}
+        if self.config.proximal_weight:
+            metrics["proximal"] = (queries - keys).square().sum(1).mean()
+            loss = loss + self.config.proximal_weight * metrics["proximal"]
+        logits = None if self.training else queries @ self.bank.to(queries.dtype).T / self.config.temperature
+        if self.training:
+            move_rows(self.bank, sample_indices, queries.detach(), self.config.bank_momentum)  # after the loss
+        return SSLOutput(
+            loss=loss,
+            logits=logits,
+            features=features,
+            projections=queries.detach(),
+            projections_2=keys,
+            metrics=metrics,
+        )
+
+    def draw_noise(self, sample_indices, sample_seeds=None):
+        """(N, m) rows of the bank, evenly, with replacement."""
+        if sample_seeds is None:
+            sample_seeds = torch.randint(2**62, sample_indices.shape, device=sample_indices.device)
+        seeds = fold_in(sample_seeds, NOISE_ROWS_STREAM)
+        return draw_noise(seeds, self.config.noise_samples, self.config.num_samples)
+
+    @torch.no_grad()
+    def pretext_lines(self, pixel_values, sample_indices, sample_seeds):
+        """The images, below each at which place its own row stands among all rows, and of the others here the one whose row
+        is nearest."""
+        logits = self(pixel_values, sample_indices, sample_seeds).logits
+        own = logits.gather(1, sample_indices[:, None])
+        places = (logits > own).sum(1) + 1
+        others = logits[:, sample_indices].fill_diagonal_(-torch.inf)
+        captions = [f"place {place:,}" for place in places.tolist()]
+        return [
+            PretextLine("image", pixel_values, places == 1, captions),
+            PretextLine("most like it", pixel_values[others.argmax(1)]),
+        ]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if module is self:
+            if self.config.loss != "parametric":
+                init.copy_(self.bank, F.normalize(torch.randn_like(self.bank), dim=1))
+        elif isinstance(module, NoiseContrastiveLoss):
+            module.reset()
+        else:
+            draw_as_torch(module)
+
+
+__all__ = ["InstanceDiscriminationConfig", "InstanceDiscriminationForPreTraining"]
