@@ -28,6 +28,8 @@ from hf_ssl import (
     CPCTextForPreTraining,
     ExemplarConfig,
     ExemplarForPreTraining,
+    InstanceDiscriminationConfig,
+    InstanceDiscriminationForPreTraining,
     JigsawConfig,
     JigsawForPreTraining,
     MAEConfig,
@@ -73,10 +75,12 @@ TINY_JIGSAW = dict(
 TINY_RELATIVE = dict(
     backbone_config=TINY_RESNET, patch_size=4, gap=0, jitter=1, smallest_size=2, head_hidden_size=16
 )  # fmt: skip
+TINY_INSTANCES = dict(backbone_config=TINY_RESNET, num_samples=120, projection_size=16, noise_samples=20)
 TINY_EXEMPLAR = dict(backbone_config=TINY_RESNET, num_samples=120, patch_size=8, head_hidden_size=16)
 CONFIGS = {
     MAEConfig: TINY, MoCoConfig: TINY_MOCO, SimCLRConfig: TINY_SIMCLR, JigsawConfig: TINY_JIGSAW,
     RelativePositionConfig: TINY_RELATIVE, ExemplarConfig: TINY_EXEMPLAR,
+    InstanceDiscriminationConfig: TINY_INSTANCES,
 }  # fmt: skip
 SGD = dict(optim="sgd", weight_decay=1e-4, learning_rate=1.0)
 LARS = dict(optim="lars", weight_decay=1e-6, learning_rate=30.0)
@@ -88,6 +92,7 @@ PRETEXT = {
     "jigsaw": dict(model_class=JigsawForPreTraining, **SGD),
     "relative_position": dict(model_class=RelativePositionForPreTraining, **SGD),
     "exemplar": dict(model_class=ExemplarForPreTraining, **SGD),
+    "instance_discrimination": dict(model_class=InstanceDiscriminationForPreTraining, **SGD),
 }
 
 
@@ -149,6 +154,7 @@ def test_killed_run_goes_on_bitwise(shards, tmp_path, streaming, workers, proces
         ("jigsaw", 1, False),
         ("relative_position", 2, True),
         ("exemplar", 2, False),
+        ("instance_discrimination", 2, False),
     ],
 )
 def test_killed_run_of_other_methods_goes_on_bitwise(shards, tmp_path, method, processes, streaming):
