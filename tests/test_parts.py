@@ -1,5 +1,7 @@
 """The parts that methods are made of."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from hf_ssl.methods._batch_norm import GlobalBatchNorm
 from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
+from hf_ssl.methods._sobel import Sobel, SSLSobelConfig, SSLSobelModel
 
 
 def test_no_two_streams_are_alike():
@@ -242,6 +245,33 @@ class TestTwoHalves:
     @torch.no_grad()
     def test_a_release_loads_with_and_without_hf_ssl(self, tmp_path):
         check_release(self.model(), torch.randn(2, 3, 16, 16), tmp_path, ["_resnet.py", "_two_halves.py"])
+
+
+class TestSobel:
+    def test_equals_a_slow_formula(self):
+        """DeepCluster's two layers: a third of each channel, then two kernels of 3x3 with zeros beyond the border."""
+        images = torch.randn(2, 3, 6, 5)
+        across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+        padded = nn.functional.pad(images.sum(1) / 3, (1, 1, 1, 1))
+        found = Sobel()(images)
+        assert found.shape == (2, 2, 6, 5)
+        for n, y, x in itertools.product(range(2), range(6), range(5)):
+            patch = padded[n, y : y + 3, x : x + 3]
+            expected = torch.stack([(patch * across).sum(), (patch * across.T).sum()])
+            torch.testing.assert_close(found[n, :, y, x], expected, rtol=0, atol=1e-5)
+
+    def test_a_network_of_other_channels_is_refused(self):
+        with pytest.raises(
+            StrictDataclassError, match="encoder_config must have num_channels=2, across and down, found 3"
+        ):
+            SSLSobelConfig(encoder_config=TINY_RESNET)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("encoder", [{"model_type": "ssl_alexnet", "stride": 1}, TestTwoHalves.SMALL])
+    def test_a_release_loads_with_and_without_hf_ssl(self, encoder, tmp_path):
+        torch.manual_seed(0)
+        model = SSLSobelModel(SSLSobelConfig(encoder_config=encoder | {"num_channels": 2})).eval()
+        check_release(model, torch.randn(2, 3, 16, 16), tmp_path, ["_alexnet.py", "_resnet.py", "_sobel.py"])
 
 
 class TestAlexNet:

@@ -36,6 +36,8 @@ from hf_ssl import (
     MAEForPreTraining,
     MoCoConfig,
     MoCoForPreTraining,
+    NATConfig,
+    NATForPreTraining,
     RelativePositionConfig,
     RelativePositionForPreTraining,
     SimCLRConfig,
@@ -76,11 +78,12 @@ TINY_RELATIVE = dict(
     backbone_config=TINY_RESNET, patch_size=4, gap=0, jitter=1, smallest_size=2, head_hidden_size=16
 )  # fmt: skip
 TINY_INSTANCES = dict(backbone_config=TINY_RESNET, num_samples=120, projection_size=16, noise_samples=20)
+TINY_NAT = dict(backbone_config=TINY_RESNET, num_samples=120, projection_size=16, exchange_period=2)
 TINY_EXEMPLAR = dict(backbone_config=TINY_RESNET, num_samples=120, patch_size=8, head_hidden_size=16)
 CONFIGS = {
     MAEConfig: TINY, MoCoConfig: TINY_MOCO, SimCLRConfig: TINY_SIMCLR, JigsawConfig: TINY_JIGSAW,
     RelativePositionConfig: TINY_RELATIVE, ExemplarConfig: TINY_EXEMPLAR,
-    InstanceDiscriminationConfig: TINY_INSTANCES,
+    InstanceDiscriminationConfig: TINY_INSTANCES, NATConfig: TINY_NAT,
 }  # fmt: skip
 SGD = dict(optim="sgd", weight_decay=1e-4, learning_rate=1.0)
 LARS = dict(optim="lars", weight_decay=1e-6, learning_rate=30.0)
@@ -93,6 +96,7 @@ PRETEXT = {
     "relative_position": dict(model_class=RelativePositionForPreTraining, **SGD),
     "exemplar": dict(model_class=ExemplarForPreTraining, **SGD),
     "instance_discrimination": dict(model_class=InstanceDiscriminationForPreTraining, **SGD),
+    "nat": dict(model_class=NATForPreTraining, **SGD | dict(learning_rate=0.05)),
 }
 
 
@@ -155,6 +159,7 @@ def test_killed_run_goes_on_bitwise(shards, tmp_path, streaming, workers, proces
         ("relative_position", 2, True),
         ("exemplar", 2, False),
         ("instance_discrimination", 2, False),
+        ("nat", 2, False),
     ],
 )
 def test_killed_run_of_other_methods_goes_on_bitwise(shards, tmp_path, method, processes, streaming):

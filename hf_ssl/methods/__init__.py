@@ -12,6 +12,7 @@ from ._alexnet import SSLAlexNetConfig, SSLAlexNetForImageClassification, SSLAle
 from ._cpc_audio_model import CPCAudioModel, CPCAudioModelConfig
 from ._cpc_text_model import CPCTextModel, CPCTextModelConfig
 from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassification, SSLResNetModel
+from ._sobel import SSLSobelConfig, SSLSobelModel
 from ._two_halves import SSLTwoHalvesConfig, SSLTwoHalvesModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
@@ -24,6 +25,7 @@ from .instance_discrimination import InstanceDiscriminationConfig, InstanceDiscr
 from .jigsaw import JigsawConfig, JigsawForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
+from .nat import NATConfig, NATForPreTraining
 from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
@@ -40,6 +42,7 @@ METHODS = {
     "jigsaw": JigsawForPreTraining,
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
+    "nat": NATForPreTraining,
     "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
     "simclr": SimCLRForPreTraining,
@@ -54,6 +57,7 @@ _ARCHITECTURES = (  # what they release where transformers has no such network
     (AutoModel, SSLResNetModel),
     (AutoModelForImageClassification, SSLResNetForImageClassification),
     (AutoBackbone, SSLResNetBackbone),
+    (AutoModel, SSLSobelModel),
     (AutoModel, SSLTwoHalvesModel),
     (AutoModel, Word2VecModel),
 )
@@ -90,6 +94,8 @@ __all__ = [
     "MAEForPreTraining",
     "MoCoConfig",
     "MoCoForPreTraining",
+    "NATConfig",
+    "NATForPreTraining",
     "RelativePositionConfig",
     "RelativePositionForPreTraining",
     "RotationConfig",
@@ -102,6 +108,8 @@ __all__ = [
     "SSLResNetConfig",
     "SSLResNetForImageClassification",
     "SSLResNetModel",
+    "SSLSobelConfig",
+    "SSLSobelModel",
     "SSLTwoHalvesConfig",
     "SSLTwoHalvesModel",
     "SimCLRConfig",

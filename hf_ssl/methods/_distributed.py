@@ -22,6 +22,16 @@ def gather(x):
     return everyone
 
 
+@torch.no_grad()
+def from_first(x):
+    """The first process's `x`, which has the same shape and type on all."""
+    if world_size() == 1:
+        return x
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.broadcast(x, 0)
+    return x
+
+
 def own_part(x):
     """Of what `gather` returned, the rows of this process."""
     return x.chunk(world_size())[rank()]
