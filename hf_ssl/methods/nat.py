@@ -79,11 +79,13 @@ class NATForPreTraining(SSLModel):
         if self.training and self.exchanges():
             self.exchange(projections.detach(), sample_indices)
         own = self.assignment[sample_indices]
-        distance = (projections - self.targets[own]).square().sum(1).mean()
+        targets = self.targets[own].to(projections.dtype)  # (N, P)
+        distance = (projections - targets).square().sum(1).mean()
         return SSLOutput(
             loss=BATCH * distance,
             features=features,
             projections=projections.detach(),
+            projections_2=targets,
             metrics={
                 "distance": distance.detach(),  # squared
                 "chance": distance.new_full((), 2.0),
