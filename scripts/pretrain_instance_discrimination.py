@@ -17,9 +17,9 @@ PAPER = dict(
     output_dir="outputs/instance_discrimination", views="moco_v1", optim="sgd", learning_rate=0.03, weight_decay=1e-4,
     lr_scheduler_type="step", per_device_train_batch_size=256, num_train_epochs=200,
 )  # fmt: skip
-# the whole bank costs less here than 4096 draws; on held-out training images no setting has beaten random features yet
+# the whole bank costs less here than 4096 draws; rate and temperature by kNN and probes on held-out training images
 MINUTES = PAPER | dict(
-    image_size=28, learning_rate=0.12, weight_decay=5e-4, lr_scheduler_type="cosine", num_train_epochs=16,
+    image_size=28, learning_rate=0.24, weight_decay=5e-4, lr_scheduler_type="cosine", num_train_epochs=16,
     per_device_train_batch_size=128, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
 # cifar.py: temperature 0.1

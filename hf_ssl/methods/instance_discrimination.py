@@ -2,9 +2,10 @@
 
 Wu et al. 2018, https://arxiv.org/abs/1805.01978. Official code: https://github.com/zhirongw/lemniscate.pytorch. The weight
 vector of a class is what the network itself made of the image before: a memory bank has a unit vector for each row of the
-data. Deviations: the bank begins with random unit vectors, the code's with uniform numbers whose length is about 1; batch
-statistics are those of all processes; the released representation is the backbone's, not the projection. A row that stands
-twice in a batch moves towards the last of its images.
+data. Deviations: the bank begins with what the network makes of all rows before it has learnt anything, the code's with
+random numbers, from which short runs do not recover; batch statistics are those of all processes; the released
+representation is the backbone's, not the projection. A row that stands twice in a batch moves towards the last of its
+images.
 """
 
 import torch
@@ -119,6 +120,14 @@ class InstanceDiscriminationForPreTraining(SSLModel):
             projections_2=keys,
             metrics=metrics,
         )
+
+    @torch.no_grad()
+    def before_epoch(self, epoch, features):
+        """The bank begins with what the network makes of all rows before it has learnt anything."""
+        if epoch == 0 and self.config.loss != "parametric":
+            everyone = features()
+            projections = [self.projector(each.to(self.dtype)) for each in everyone.split(4096)]
+            self.bank.copy_(F.normalize(torch.cat(projections).float(), dim=1))
 
     def draw_noise(self, sample_indices, sample_seeds=None):
         """(N, m) rows of the bank, evenly, with replacement."""

@@ -89,6 +89,15 @@ class TestInstanceDiscrimination(MethodTester):
                 bank[own] = moved / np.linalg.norm(moved)
             np.testing.assert_allclose(model.bank, bank, atol=1e-6)
 
+    def test_the_bank_begins_with_what_the_network_makes_of_all_rows(self):
+        model, features = self.model(), torch.randn(16, 16)
+        model.before_epoch(0, lambda: features)
+        begun = model.bank.clone()
+        expected = F.normalize(features @ model.projector.weight.T + model.projector.bias, dim=1)
+        torch.testing.assert_close(begun, expected, rtol=0, atol=1e-6)
+        model.before_epoch(1, lambda: 1 / 0)
+        assert torch.equal(model.bank, begun)
+
     def test_gradient_is_that_of_the_bank_as_it_was(self):
         """Both ways to score draws, whose bank has moved on before the backward pass."""
         queries, bank = (F.normalize(torch.randn(n, 5, dtype=torch.float64), dim=1) for n in (4, 30))
