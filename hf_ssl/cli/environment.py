@@ -16,7 +16,7 @@ LIBRARIES = (
     "huggingface_hub",
     "safetensors",
 )
-EXTRAS = ("soundfile", "numba", "gradio", "torchcodec", "lightly", "open_clip_torch", "gensim")
+EXTRAS = ("soundfile", "numba", "faiss-cpu", "gradio", "torchcodec", "lightly", "open_clip_torch", "gensim")
 
 
 def env_command(arguments):

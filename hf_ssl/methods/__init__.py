@@ -20,6 +20,7 @@ from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
+from .deep_cluster import DeepClusterConfig, DeepClusterForPreTraining
 from .exemplar import ExemplarConfig, ExemplarForPreTraining
 from .instance_discrimination import InstanceDiscriminationConfig, InstanceDiscriminationForPreTraining
 from .jigsaw import JigsawConfig, JigsawForPreTraining
@@ -37,6 +38,7 @@ METHODS = {
     "clip": CLIPForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
+    "deep_cluster": DeepClusterForPreTraining,
     "exemplar": ExemplarForPreTraining,
     "instance_discrimination": InstanceDiscriminationForPreTraining,
     "jigsaw": JigsawForPreTraining,
@@ -84,6 +86,8 @@ __all__ = [
     "CPCTextForPreTraining",
     "CPCTextModel",
     "CPCTextModelConfig",
+    "DeepClusterConfig",
+    "DeepClusterForPreTraining",
     "ExemplarConfig",
     "ExemplarForPreTraining",
     "InstanceDiscriminationConfig",

@@ -150,7 +150,8 @@ class SSLModel(PreTrainedModel):
 
     A method that looks at all the data once an epoch defines `before_epoch(self, epoch, features)`, which the loop calls
     where there is one, at the start of each epoch, counted from 0. `features()` gives (num_rows, D) of all rows, in their
-    order, on every process. What it finds is kept in buffers, so that a run that is taken up again has it too.
+    order, on every process. What it finds is kept in buffers, so that a run that is taken up again has it too. It may
+    return parameters that it has drawn anew, such as a new head's: the optimizer then forgets their momentum.
     """
 
     config: SSLConfig

@@ -162,7 +162,7 @@ def train(model: SSLModel, data, decoder, args: TrainingArguments, tokenizer=Non
         clock, timed_from = time.perf_counter(), step
         while step < max_steps:
             if hasattr(core, "before_epoch") and (epoch := loader.epoch_begun_by(total_batch)) is not None:
-                _begin_epoch(accelerator, core, loader, epoch, args.seed)
+                _begin_epoch(accelerator, core, loader, epoch, args.seed, stepped)
             for micro_step in range(args.gradient_accumulation_steps):
                 batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()}
                 indices = {"sample_indices": batch.pop("sample_indices")} if core.uses_sample_indices else {}
@@ -265,15 +265,19 @@ def _check_rows(accelerator, model, data):
         )
 
 
-def _begin_epoch(accelerator, model, loader, epoch, seed):
-    """Call a method's `before_epoch` in eval mode, without gradient; all processes then have the first one's buffers."""
+def _begin_epoch(accelerator, model, loader, epoch, seed, optimizer):
+    """Call a method's `before_epoch` in eval mode, without gradient; all processes then have the first one's buffers, and of
+    parameters that were drawn anew the first one's values and an optimizer that knows nothing of the old ones."""
     _seed(accelerator.device, seed_from(seed, epoch, -1))  # for what it draws: alike in all processes
     model.eval()
     with torch.no_grad():
-        model.before_epoch(epoch, lambda: _features_of_all_rows(accelerator, model, loader, epoch))
+        drawn = model.before_epoch(epoch, lambda: _features_of_all_rows(accelerator, model, loader, epoch)) or ()
     model.train()
-    for buffer in model.buffers():
-        broadcast(buffer)
+    for tensor in (*model.buffers(), *(parameter.data for parameter in drawn)):
+        broadcast(tensor)
+    for parameter in drawn:
+        for value in optimizer.state.get(parameter, {}).values():
+            value.zero_()  # momenta, and Adam's count of steps: then all is as in a new optimizer
 
 
 def _features_of_all_rows(accelerator, model, loader, epoch):
