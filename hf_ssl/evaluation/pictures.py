@@ -2,7 +2,7 @@
 
 import torch
 
-from .encoders.images import spread_images
+from .encoders.images import decode_rows, spread_images
 from .plots import pyplot, save
 from .protocols.knn import nearest
 from .protocols.low_label import balanced_subset
@@ -47,6 +47,16 @@ def save_pretext(model, rows, decoder, processor, path, count=8):
         for line in lines
     ]
     _save_lines(path, [line.name for line in lines], pictures, colours, [line.captions for line in lines])
+
+
+def save_clusters(model, rows, decoder, processor, path, clusters=8, count=8):
+    """For methods with `nearest_rows`: a line for each of some clusters, its size and the images nearest to its centre."""
+    found = [(size, nearest) for size, nearest in model.nearest_rows(clusters, count) if nearest]
+    width = max(len(nearest) for _, nearest in found)
+    lines = [decode_rows(rows, decoder.column, decoder.channels, nearest) for _, nearest in found]
+    blank = torch.full((1, 1, 1), 255, dtype=torch.uint8)
+    lines = [[blank if image is None else image for image in line] + [blank] * (width - len(line)) for line in lines]
+    _save_lines(path, [str(size) for size, _ in found], lines)
 
 
 def choose_queries(labels, seed, queries=QUERIES):

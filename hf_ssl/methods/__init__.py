@@ -21,6 +21,7 @@ from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .deep_cluster import DeepClusterConfig, DeepClusterForPreTraining
+from .deep_infomax import DeepInfoMaxConfig, DeepInfoMaxForPreTraining
 from .exemplar import ExemplarConfig, ExemplarForPreTraining
 from .instance_discrimination import InstanceDiscriminationConfig, InstanceDiscriminationForPreTraining
 from .jigsaw import JigsawConfig, JigsawForPreTraining
@@ -39,6 +40,7 @@ METHODS = {
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
     "deep_cluster": DeepClusterForPreTraining,
+    "deep_infomax": DeepInfoMaxForPreTraining,
     "exemplar": ExemplarForPreTraining,
     "instance_discrimination": InstanceDiscriminationForPreTraining,
     "jigsaw": JigsawForPreTraining,
@@ -88,6 +90,8 @@ __all__ = [
     "CPCTextModelConfig",
     "DeepClusterConfig",
     "DeepClusterForPreTraining",
+    "DeepInfoMaxConfig",
+    "DeepInfoMaxForPreTraining",
     "ExemplarConfig",
     "ExemplarForPreTraining",
     "InstanceDiscriminationConfig",

@@ -27,6 +27,7 @@ EXEMPLAR_PATCH_STREAM = 16  # exemplar: where the patch of a row lies
 EXEMPLAR_PLACE_STREAM = 17  # exemplar: how a patch is moved, scaled and turned
 EXEMPLAR_COLOUR_STREAM = 18  # exemplar: how its colours change
 NOISE_ROWS_STREAM = 30  # instance discrimination: the rows of the bank that are noise
+PRIOR_STREAM = 31  # deep infomax: the adversary's examples of the prior
 CROP_STREAM = 101  # views: the box
 FLIP_STREAM = 102  # views: whether it is mirrored
 JITTER_STREAM = 103  # views: colour factors and their order
