@@ -52,6 +52,7 @@ from hf_ssl.evaluation.encoders.images import labelled_images
 from hf_ssl.evaluation.features import take_samples
 from hf_ssl.evaluation.protocols.fine_tune import LAYER_DECAY, Classifier, parameter_groups
 from hf_ssl.evaluation.protocols.linear_probe import _train, standardiser
+from hf_ssl.evaluation.protocols.clusters import cluster_agreement
 from hf_ssl.evaluation.protocols.logistic_regression import cross_validated_accuracy
 from hf_ssl.evaluation.results import evaluations
 
@@ -171,6 +172,24 @@ def test_candidates_trained_at_once_are_torchs_sgd_one_by_one():
             schedule.step()
         torch.testing.assert_close(weight[:, number].T, layer.weight.detach(), atol=2e-4, rtol=1e-3)
         torch.testing.assert_close(bias[number], layer.bias.detach(), atol=2e-4, rtol=1e-3)
+
+
+def test_clusters_agree_with_the_labels_they_were_made_of():
+    """1 where clusters are classes, whatever the features' lengths; little where features know nothing of them; by a slow
+    formula in between."""
+    labels = torch.arange(3).repeat_interleave(40)
+    centres = torch.nn.functional.one_hot(labels, 5).float()
+    lengths = torch.rand(120, 1, generator=torch.Generator().manual_seed(0)) + 0.1
+    assert cluster_agreement(lengths * centres, labels, 3) == pytest.approx(1)
+    noise = torch.randn(120, 5, generator=torch.Generator().manual_seed(1))
+    assert cluster_agreement(noise, labels, 3) < 0.1
+    mixed = torch.cat([centres[:40], centres[:20], centres[60:]])  # half of the second class lies in the first
+    joint = np.array([[40, 0, 0], [20, 20, 0], [0, 0, 40]]) / 120
+    outer = np.outer(joint.sum(1), joint.sum(0))
+    information = (joint[joint > 0] * np.log(joint[joint > 0] / outer[joint > 0])).sum()
+    entropies = [-(p * np.log(p)).sum() for p in (joint.sum(0), joint.sum(1))]
+    assert cluster_agreement(mixed, labels, 3) == pytest.approx(information / np.sqrt(np.prod(entropies)))
+    assert cluster_agreement(noise[:2], labels[:2], 3) == 0
 
 
 def test_balanced_subsets_have_equal_classes_and_at_least_one_of_each():

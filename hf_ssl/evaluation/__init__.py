@@ -15,6 +15,7 @@ from .encoders.text import BagOfWords, TextEncoder, bag_of_words, load_text_enco
 from .features import Features, checksum, extract, frozen
 from .images import evaluate_images
 from .pairs import evaluate_pairs
+from .protocols.clusters import cluster_agreement
 from .protocols.fine_tune import LabelledRows, fine_tune
 from .protocols.fine_tune_text import fine_tune_text
 from .protocols.knn import knn_predict, nearest
@@ -58,6 +59,7 @@ __all__ = [
     "balanced_subset",
     "checksum",
     "classify_frames",
+    "cluster_agreement",
     "evaluate_audio",
     "evaluate_images",
     "evaluate_pairs",

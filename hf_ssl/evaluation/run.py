@@ -23,6 +23,8 @@ from ..errors import InputError
 from .features import check_weights, extract, frozen
 from .plots import draw_all
 from .processes import process_state
+from .protocols.clusters import SETTINGS as CLUSTERS
+from .protocols.clusters import cluster_agreement
 from .protocols.fine_tune import SETTINGS as FINE_TUNE
 from .protocols.knn import NEIGHBOURS, knn_predict
 from .protocols.knn import SETTINGS as KNN
@@ -40,11 +42,12 @@ SETTINGS = {
     "linear_probe": LINEAR_PROBE,
     "low_label": LOW_LABEL,
     "logistic_regression": LOGISTIC_REGRESSION,
+    "clusters": CLUSTERS,
     "fine_tune": FINE_TUNE,
 }
 PICTURES = {"neighbours", "tsne", "patch_neighbours"}  # and no numbers
 # these need features; fine-tuning needs the data themselves
-FROZEN = {"knn", "linear_probe", "low_label", "logistic_regression", "neighbours", "tsne"}
+FROZEN = {"knn", "linear_probe", "low_label", "logistic_regression", "clusters", "neighbours", "tsne"}
 BASELINE_FEATURES = {"raw_pixels", "bag_of_words", "mfcc"}  # rows without a network
 LIBRARIES = (torch, transformers, datasets, accelerate)
 
@@ -53,6 +56,7 @@ METRICS = {
     "knn": Metric("k-nearest-neighbour accuracy"),
     "linear_probe": Metric("linear probe accuracy"),
     "logistic_regression": Metric("accuracy of logistic regression, 10-fold cross-validation"),
+    "clusters": Metric("normalised mutual information of clusters and labels", "normalized_mutual_information"),
     "fine_tune": Metric("fine-tuned accuracy"),
 }
 
@@ -177,6 +181,8 @@ def _frozen_protocols(features, protocols, data, seed, numbers, chosen):
                 numbers[row][f"linear_probe_{fraction:.0%}"] = percent(accuracy)
         if "logistic_regression" in protocols:
             numbers[row]["logistic_regression"] = percent(cross_validated_accuracy(train.features, train.labels, seed))
+        if "clusters" in protocols:
+            numbers[row]["clusters"] = percent(cluster_agreement(test.features, test.labels, classes, seed))
 
 
 def _fine_tune_protocol(encoders, tune, fractions, numbers):
