@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -50,9 +51,9 @@ from hf_ssl.evaluation import (
 )
 from hf_ssl.evaluation.encoders.images import labelled_images
 from hf_ssl.evaluation.features import take_samples
+from hf_ssl.evaluation.protocols.clusters import cluster_agreement
 from hf_ssl.evaluation.protocols.fine_tune import LAYER_DECAY, Classifier, parameter_groups
 from hf_ssl.evaluation.protocols.linear_probe import _train, standardiser
-from hf_ssl.evaluation.protocols.clusters import cluster_agreement
 from hf_ssl.evaluation.protocols.logistic_regression import cross_validated_accuracy
 from hf_ssl.evaluation.results import evaluations
 
