@@ -31,6 +31,8 @@ class DeepClusterConfig(SSLConfig):
     backbone_config: of an image encoder of transformers with a pooler_output. num_samples: rows of the data; set by the
     command line. num_clusters: K. principal_components: of the features, those that are clustered, whitened; at most as
     many as there are features. iterations: of k-means. reassign_epochs: from one clustering to the next.
+    head_rate: of the head, as a part of the others' learning rate; 0.1, with momentum 0.9, makes steps as long as the paper's
+    without momentum.
     """
 
     model_type = "ssl_deep_cluster"
@@ -42,16 +44,18 @@ class DeepClusterConfig(SSLConfig):
     principal_components: int = 256
     iterations: int = 20
     reassign_epochs: int = 1
+    head_rate: float = 0.1
 
     def validate_ranges(self):
         self.check_least(num_samples=0, num_clusters=2, principal_components=1, iterations=1, reassign_epochs=1)
+        if self.head_rate <= 0:
+            raise ValueError(f"head_rate must be positive, found {self.head_rate}.")
 
 
 class DeepClusterForPreTraining(SSLModel):
     config: DeepClusterConfig
     input_modalities = ("image",)
     uses_sample_indices = True
-    learning_rate_factors = {"head": 0.1}  # of 1 / (1 - momentum)
 
     def __init__(self, config: DeepClusterConfig):
         super().__init__(config)
@@ -59,6 +63,7 @@ class DeepClusterForPreTraining(SSLModel):
         self.backbone = build_backbone(config.backbone_config)
         replace_batch_norm(self.backbone, GlobalBatchNorm)
         self.head = nn.Linear(width, config.num_clusters)
+        self.learning_rate_factors = {"head": config.head_rate}
         self.register_buffer(
             "assignments", torch.empty(config.num_samples, dtype=torch.long)
         )  # the cluster of each row

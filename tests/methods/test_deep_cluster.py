@@ -174,6 +174,8 @@ class TestDeepCluster(MethodTester):
             DeepClusterForPreTraining(DeepClusterConfig(**self.config | dict(num_samples=3))).check_batch(8, 1)
         with pytest.raises(StrictDataclassError, match="num_clusters must be at least 2, found 1"):
             DeepClusterConfig(num_clusters=1)
+        with pytest.raises(StrictDataclassError, match="head_rate must be positive, found 0.0"):
+            DeepClusterConfig(head_rate=0.0)
 
 
 def _clusters():
