@@ -20,7 +20,7 @@ from transformers.configuration_utils import SubConfigSpec
 from ._backbone import build_backbone, check_backbone
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
-from ._distributed import broadcast_from_first, gather, rank, world_size
+from ._distributed import gather, rank, world_size
 from ._initialization import draw_as_torch
 
 
@@ -100,7 +100,7 @@ class DeepClusterForPreTraining(SSLModel):
         seed = int(torch.randint(2**31 - 1, ()))  # on the CPU, alike on all processes
         weight = 0.01 * torch.randn(self.head.weight.shape)
         everyone = features()
-        if rank() == 0:  # the processes of one machine would cluster on the same cores
+        if rank() == 0:  # the processes of one machine would cluster on the same cores; the loop gives all the first's buffers
             reduced = whiten(everyone, self.config.principal_components)
             assignments, distances = k_means(reduced, self.config.num_clusters, self.config.iterations, seed)
             if self.clusterings:
@@ -109,8 +109,6 @@ class DeepClusterForPreTraining(SSLModel):
             self.distances.copy_(distances)
             self.sizes.copy_(assignments.bincount(minlength=self.config.num_clusters))
             self.clusterings.add_(1)
-        for buffer in (self.assignments, self.distances, self.sizes, self.agreement, self.clusterings):
-            broadcast_from_first(buffer)
         self.head.weight.copy_(weight)
         self.head.bias.zero_()
         return list(self.head.parameters())
@@ -120,11 +118,11 @@ class DeepClusterForPreTraining(SSLModel):
         from the largest to the smallest."""
         order = self.sizes.argsort(descending=True, stable=True)[: int((self.sizes > 0).sum())]
         order = order[torch.linspace(0, len(order) - 1, min(clusters, len(order))).long().to(order.device)]
-        found = []
+        nearest = []
         for cluster in order.tolist():
             rows = (self.assignments == cluster).nonzero()[:, 0]
-            found.append((len(rows), rows[self.distances[rows].argsort(stable=True)[:count]].tolist()))
-        return found
+            nearest.append((len(rows), rows[self.distances[rows].argsort(stable=True)[:count]].tolist()))
+        return nearest
 
     def check_batch(self, size, processes):
         import_faiss()
