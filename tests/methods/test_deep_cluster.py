@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast
 from huggingface_hub.errors import StrictDataclassError
 from methods.tester import TINY_RESNET, MethodTester
 from processes import launch, on_pair
@@ -180,6 +181,8 @@ class TestDeepCluster(MethodTester):
 
 def _clusters():
     model = TestDeepCluster().clustered(blobs(*[20] * 8)[0], num_clusters=12)
+    for buffer in model.buffers():
+        broadcast(buffer)  # as the loop
     return {name: model.get_buffer(name).numpy() for name in ("assignments", "distances", "sizes")} | {
         "head": model.head.weight.numpy()
     }
