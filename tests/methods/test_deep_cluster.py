@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast
 from huggingface_hub.errors import StrictDataclassError
 from methods.tester import TINY_RESNET, MethodTester
 from processes import launch, on_pair
@@ -14,6 +13,7 @@ from test_training import after_step, same_weights
 
 from hf_ssl import DeepClusterConfig, DeepClusterForPreTraining
 from hf_ssl.data import ImageDecoder, RandomResizedCropAndFlip, image_rows, load_split
+from hf_ssl.methods._distributed import from_first
 from hf_ssl.methods.deep_cluster import k_means, whiten
 from hf_ssl.training import TrainingArguments, train
 
@@ -182,7 +182,7 @@ class TestDeepCluster(MethodTester):
 def _clusters():
     model = TestDeepCluster().clustered(blobs(*[20] * 8)[0], num_clusters=12)
     for buffer in model.buffers():
-        broadcast(buffer)  # as the loop
+        buffer.copy_(from_first(buffer))  # as the loop does
     return {name: model.get_buffer(name).numpy() for name in ("assignments", "distances", "sizes")} | {
         "head": model.head.weight.numpy()
     }
