@@ -9,7 +9,7 @@ from hf_ssl import DeepClusterForPreTraining
 from hf_ssl.cli import RESNET18, Preset, one_view, pretrain_images, resnet8
 from hf_ssl.errors import run_script
 from hf_ssl.evaluation.pictures import save_clusters
-from hf_ssl.training.arguments import ImageArguments
+from hf_ssl.training.arguments import TwoViewArguments
 
 # main.sh and main.py: batches of 256, rate 0.05, constant, 200 epochs; torchvision's crops
 PAPER = dict(
@@ -33,7 +33,7 @@ PRESETS = {
 
 def main():
     pictures = {"clusters": save_clusters}
-    pretrain_images(DeepClusterForPreTraining, PRESETS, ImageArguments, __doc__, one_view, pictures=pictures)
+    pretrain_images(DeepClusterForPreTraining, PRESETS, TwoViewArguments, __doc__, one_view, pictures=pictures)
 
 
 if __name__ == "__main__":

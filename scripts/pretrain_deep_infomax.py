@@ -8,7 +8,7 @@ hf-ssl pretrain deep_infomax --backbone resnet18 --config_overrides estimator=js
 from hf_ssl import DeepInfoMaxForPreTraining
 from hf_ssl.cli import RESNET18, RESNET50, Preset, one_view, pretrain_images, resnet8
 from hf_ssl.errors import run_script
-from hf_ssl.training.arguments import ImageArguments
+from hf_ssl.training.arguments import TwoViewArguments
 
 # the official code's Adam at 1e-4 for batches of 64, 4e-4 for the 256 that rates are given for
 PAPER = dict(
@@ -33,7 +33,7 @@ PRESETS = {
 
 
 def main():
-    pretrain_images(DeepInfoMaxForPreTraining, PRESETS, ImageArguments, __doc__, one_view)
+    pretrain_images(DeepInfoMaxForPreTraining, PRESETS, TwoViewArguments, __doc__, one_view)
 
 
 if __name__ == "__main__":

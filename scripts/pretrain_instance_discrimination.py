@@ -5,10 +5,8 @@ hf-ssl pretrain instance_discrimination --backbone resnet18 --dataset_name path/
 hf-ssl pretrain instance_discrimination --config_overrides loss=nce --output_dir runs/nce
 """
 
-from dataclasses import replace
-
 from hf_ssl import InstanceDiscriminationForPreTraining
-from hf_ssl.cli import RESNET18, Preset, pretrain_images, resnet8, two_views
+from hf_ssl.cli import RESNET18, Preset, one_view, pretrain_images, resnet8
 from hf_ssl.errors import run_script
 from hf_ssl.training.arguments import TwoViewArguments
 
@@ -33,14 +31,8 @@ PRESETS = {
 }
 
 
-def one_of_two_views(args, size, processor):
-    """An image is compared with what the bank has of it, not with another view."""
-    views = two_views(args, size, processor)
-    return replace(views, recipes=views.recipes[:1])
-
-
 def main():
-    pretrain_images(InstanceDiscriminationForPreTraining, PRESETS, TwoViewArguments, __doc__, one_of_two_views)
+    pretrain_images(InstanceDiscriminationForPreTraining, PRESETS, TwoViewArguments, __doc__, one_view)
 
 
 if __name__ == "__main__":

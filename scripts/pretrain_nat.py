@@ -8,7 +8,7 @@ hf-ssl pretrain nat --num_processes 4 --backbone alexnet --dataset_name ILSVRC/i
 from hf_ssl import NATForPreTraining
 from hf_ssl.cli import RESNET18, Preset, one_view, pretrain_images, resnet8
 from hf_ssl.errors import run_script
-from hf_ssl.training.arguments import ImageArguments
+from hf_ssl.training.arguments import TwoViewArguments
 
 # main.lua: batch 256, rate 0.01, neither momentum nor weight decay, 100 epochs
 PAPER = dict(
@@ -29,7 +29,7 @@ PRESETS = {
 
 
 def main():
-    pretrain_images(NATForPreTraining, PRESETS, ImageArguments, __doc__, one_view)
+    pretrain_images(NATForPreTraining, PRESETS, TwoViewArguments, __doc__, one_view)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,10 @@ def view_size(config, args):
 
 
 def one_view(args, size, processor):
-    """A random crop and a flip."""
+    """Of the augmentation that `--views` names the first view; where none is named, a random crop and a flip."""
+    if getattr(args, "views", None):
+        views = two_views(args, size, processor)
+        return replace(views, recipes=views.recipes[:1])
     scale = (args.min_crop_scale or 0.2, 1.0)
     return RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std, scale)
 

@@ -100,7 +100,9 @@ class DeepClusterForPreTraining(SSLModel):
         seed = int(torch.randint(2**31 - 1, ()))  # on the CPU, alike on all processes
         weight = 0.01 * torch.randn(self.head.weight.shape)
         everyone = features()
-        if rank() == 0:  # the processes of one machine would cluster on the same cores; the loop gives all the first's buffers
+        if (
+            rank() == 0
+        ):  # the processes of one machine would cluster on the same cores; the loop gives all the first's buffers
             reduced = whiten(everyone, self.config.principal_components)
             assignments, distances = k_means(reduced, self.config.num_clusters, self.config.iterations, seed)
             if self.clusterings:
