@@ -14,7 +14,7 @@ from hf_ssl.training.arguments import TwoViewArguments
 # main.sh and main.py: batches of 256, rate 0.05, constant, 200 epochs; torchvision's crops
 PAPER = dict(
     output_dir="outputs/deep_cluster", optim="sgd", learning_rate=0.05, weight_decay=1e-5, lr_scheduler_type="constant",
-    min_crop_scale=0.08, per_device_train_batch_size=256, num_train_epochs=200,
+    min_crop_scale=0.08, per_device_train_batch_size=256, num_train_epochs=200, eval_protocols="knn,linear_probe,clusters",
 )  # fmt: skip
 # views, rate and clusters by kNN and probes on held-out training images. The rate does not fall: each new head has to learn
 MINUTES = PAPER | dict(
