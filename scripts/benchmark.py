@@ -14,6 +14,7 @@ hf-ssl benchmark cpc_audio --part table --flags --max_steps 500   # the paper's 
 hf-ssl benchmark bert --size mini    # step and memory against transformers' BertForPreTraining
 hf-ssl benchmark pretext             # rotation, relative position, jigsaw, exemplar against PIL and loops; --size r18-96
 hf-ssl benchmark pretext --part shortcut   # relative position, seen through a lens that shifts colours
+hf-ssl benchmark instance_discrimination   # runs: softmax, NCE by draws, parametric, sizes of the embedding
 hf-ssl benchmark steps --device cuda # table of samples/s and memory: MoCo R50 224, MAE ViT-B, CLIP B/32
 
 Each round runs every variant once, one after the other, so that other programs on the machine slow all of them alike.
@@ -31,6 +32,7 @@ from hf_ssl.scripts.benchmarks import (
     bert,
     clip,
     cpc_audio,
+    instances,
     loop,
     mae,
     moco,
@@ -74,6 +76,7 @@ BENCHMARKS = {
         if args.part == "shortcut"
         else pretext.compare(args.size, args.rounds, args.method)
     ),
+    "instance_discrimination": lambda args: instances.compare(args.output_dir, args.flags),
     "word2vec": words,
     "steps": lambda args: steps.write(args.output, rounds=args.rounds),
 }
@@ -85,6 +88,11 @@ def choose_device(name):
     if name != "cpu" and not torch.get_device_module(name).is_available():
         raise InputError(f"--device {name}: torch sees no such device; expected cpu.")
     os.environ["ACCELERATE_USE_CPU"] = str(name == "cpu").lower()
+
+
+def _add_run_arguments(parser, folder):
+    parser.add_argument("--output_dir", default=folder, help="Of the runs that a table is made of.")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="What follows goes to these runs.")
 
 
 def main():
@@ -99,6 +107,7 @@ def main():
         ("clip", clip),
         ("cpc_audio", cpc_audio),
         ("pretext", pretext),
+        ("instance_discrimination", instances),
         ("word2vec", word2vec),
         ("steps", steps),
     ):
@@ -109,6 +118,10 @@ def main():
             own.add_argument("--output", help="A file for the table, in Markdown.")
         if benchmark in (loop, steps):
             continue
+        if benchmark is instances:
+            own.add_argument("--part", choices=("table",), default="table", help="The paper's ablations.")
+            _add_run_arguments(own, "outputs/instance_discrimination_table")
+            continue
         own.add_argument("--size", choices=benchmark.SIZES, default=next(iter(benchmark.SIZES)), help="Of the model.")
         own.add_argument("--threads", type=int, default=os.cpu_count(), help="1 is steadier on a busy machine.")
         if benchmark is word2vec:
@@ -117,15 +130,13 @@ def main():
             own.add_argument("--quality", action="store_true", help="Also similarity and analogies of each round.")
         elif benchmark is cpc_audio:
             own.add_argument("--part", choices=benchmark.PARTS, default="step", help="Speed, or the paper's tables.")
-            own.add_argument("--output_dir", default="outputs/cpc_table", help="Of the runs of the part table.")
-            own.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="What follows goes to these runs.")
+            _add_run_arguments(own, "outputs/cpc_table")
         elif benchmark is pretext:
             own.add_argument("--part", choices=("speed", "shortcut"), default="speed", help="Or runs with a bad lens.")
             own.add_argument(
                 "--method", choices=pretext.METHODS_COMPARED, help="Of the part speed; none: all of them."
             )
-            own.add_argument("--output_dir", default="outputs/shortcut", help="Of the runs of the part shortcut.")
-            own.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="What follows goes to these runs.")
+            _add_run_arguments(own, "outputs/shortcut")
         elif benchmark not in (mae, bert):
             own.add_argument("--part", help=f"Some of {','.join(benchmark.PARTS)}; none: what is quick at this size.")
         if benchmark is moco:

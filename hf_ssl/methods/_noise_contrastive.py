@@ -46,9 +46,9 @@ class NoiseContrastiveLoss(nn.Module):
             scores, counts = self.scores(queries, bank, noise)
             log_normalizer = self.normalize(own.detach(), scores.detach(), counts, draws, len(bank))
             own = own - log_normalizer - log_offset  # the logit of h
-            told = F.softplus(scores - (log_normalizer + log_offset))  # -log(1 - h) of each draw
-            told = (told if counts is None else told * counts).sum(1) + draws * (log_offset - log_noise)
-            return (F.softplus(-own) + told).mean(), own.detach().sigmoid().mean()
+            rejected = F.softplus(scores - (log_normalizer + log_offset))  # -log(1 - h) of each draw
+            rejected = (rejected if counts is None else rejected * counts).sum(1) + draws * (log_offset - log_noise)
+            return (F.softplus(-own) + rejected).mean(), own.detach().sigmoid().mean()
 
     def scores(self, queries, bank, noise):
         """Similarities / temperature to the draws, (N, m), and None; or to all rows, (N, n), and how often each is drawn."""
@@ -65,14 +65,14 @@ class NoiseContrastiveLoss(nn.Module):
         """log Z: what is kept, else that of this batch, which in training is kept from then on."""
         scores = scores if counts is None else scores + counts.log()
         log_sum = torch.logaddexp(own, scores.logsumexp(1)).logsumexp(0)
-        found = log_sum + math.log(rows / (len(own) * (1 + draws)))
+        estimate = log_sum + math.log(rows / (len(own) * (1 + draws)))
         if self.training:
-            found = gather(found[None]).logsumexp(0) - math.log(world_size())
-        found = torch.where(self.normalized > 0, self.log_normalizer.to(found.dtype), found)
+            estimate = gather(estimate[None]).logsumexp(0) - math.log(world_size())
+        estimate = torch.where(self.normalized > 0, self.log_normalizer.to(estimate.dtype), estimate)
         if self.training:
-            self.log_normalizer.copy_(found)
+            self.log_normalizer.copy_(estimate)
             self.normalized.fill_(1)
-        return found
+        return estimate
 
     @torch.no_grad()
     def reset(self):

@@ -1,17 +1,14 @@
 """The tables of the CPC paper on any speech with labels of phones and speakers: methods, steps predicted, negatives."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from hf_ssl.errors import InputError
 from hf_ssl.evaluation import evaluate_audio
 from hf_ssl.hub.card import write_card
-from hf_ssl.hub.transfer import EVAL_RESULTS
 from hf_ssl.training.checkpoints import RUN_FILE
 
-PRETRAIN = Path(__file__).parents[1] / "pretrain_cpc_audio.py"
+from .runs import check_flags, finish, print_table, read_results
+
 SPEAKER_COLUMNS = {"Speakers": "speakers", "by the mean over time": "linear_probe"}
 PROTOCOLS, METHOD_PROTOCOLS = ("phones", "linear_probe"), ("phones_hidden", "speakers", "supervised")
 ROWS = {  # row of the results -> as the paper calls it
@@ -37,29 +34,9 @@ POLICIES = {
 OWN_FLAGS = ("--config_overrides", "--output_dir", "--eval_protocols", "--windows_per_speaker")
 
 
-def run(folder, flags, settings, more):
-    """Make a run that has not ended before, or what is left of it."""
-    if (folder / EVAL_RESULTS).is_file():
-        made = json.loads((folder / "pretraining/config.json").read_text())
-        for name, value in settings.items():
-            if made[name] != value:
-                raise InputError(
-                    f"The run in '{folder}' has {name} {made[name]}, expected {value}: name another folder."
-                )
-        return
-    overrides = ",".join(f"{name}={value}" for name, value in settings.items())
-    command = [sys.executable, str(PRETRAIN), "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
-    command += ["--eval_protocols", "none", "--config_overrides", overrides, *more.split(), *flags]
-    if code := subprocess.run(command).returncode:
-        raise InputError(
-            f"The run in '{folder}' ended with code {code}, for the reason above; another start goes on with it."
-        )
-
-
 def results(folder, protocols, baselines):
     """What `protocols` find of a run; those that have not been run yet are."""
-    file = folder / EVAL_RESULTS
-    found = json.loads(file.read_text())["results"] if file.is_file() else {}
+    found = read_results(folder)
     if lacking := [name for name in protocols if name not in found and name not in found.get("pretrained", {})]:
         used = json.loads((folder / RUN_FILE).read_text())["arguments"]
         places = ("train_split", "test_split", "audio_column", "streaming", "seed")
@@ -69,20 +46,18 @@ def results(folder, protocols, baselines):
             **{place: used[place] for place in places},
         )  # fmt: skip
         write_card(folder)
-        found = json.loads(file.read_text())["results"]
+        found = read_results(folder)
     return found
 
 
 def compare(output_dir, flags):
     """flags: of pretrain_cpc_audio.py, for all runs. Runs that have ended in `output_dir` are not made again."""
-    for flag in flags:
-        if (name := flag.partition("=")[0]) in OWN_FLAGS:
-            raise InputError(f"flags must not set {name}, found '{flag}': the runs of the tables have their own.")
+    check_flags(flags, OWN_FLAGS)
     found = {}
     for name, (settings, more) in (STEPS | POLICIES).items():
         if (variant := tuple(settings.values())) not in found:
             folder = Path(output_dir) / name.replace(" ", "_").lower()
-            run(folder, flags, settings, more)
+            finish("cpc_audio", folder, settings, ["--eval_protocols", "none", *more.split(), *flags])
             compared = name == COMPARED
             protocols = (*PROTOCOLS, *METHOD_PROTOCOLS) if compared else PROTOCOLS
             found[variant] = results(folder, protocols, compared)
@@ -92,11 +67,3 @@ def compare(output_dir, flags):
     for title, variants in (("Steps predicted", STEPS), ("Negatives from", POLICIES)):
         rows = {name: found[tuple(settings.values())]["pretrained"] for name, (settings, _) in variants.items()}
         print_table(title, {"Phones": "phones", "Speakers, by the mean over time": "linear_probe"}, rows)
-
-
-def print_table(title, columns, rows):
-    """rows: {name: {column's key: number}}."""
-    print(f"\n| {title} | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    for name, numbers in rows.items():
-        cells = [f"{numbers[key]:.1f}" if key in numbers else "" for key in columns.values()]
-        print(f"| {name} | {' | '.join(cells)} |")

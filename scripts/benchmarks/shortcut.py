@@ -1,8 +1,6 @@
 """What a lens gives away to relative position: colours that shift with the place in the image, and what dropping them does."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -11,11 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hf_ssl.data import decode_image, load_split
-from hf_ssl.errors import InputError
-from hf_ssl.hub.transfer import EVAL_RESULTS
 from hf_ssl.training.checkpoints import list_checkpoints
 
-PRETRAIN = Path(__file__).parents[1] / "pretrain_relative_position.py"
+from .runs import check_flags, finish, print_table, read_results
+
 SHRUNK = 6 / 7  # green, around the middle: by two pixels at the border of 28
 RUNS = {  # row -> whether the lens shifts colours, and what is done about it
     "no shift, colours kept": (False, "keep"),
@@ -49,31 +46,17 @@ def write_images(folder):
 
 def compare(output_dir, flags):
     """flags: of pretrain_relative_position.py, for all runs. Runs that have ended in `output_dir` are not made again."""
-    for flag in flags:
-        if (name := flag.partition("=")[0]) in OWN_FLAGS:
-            raise InputError(f"flags must not set {name}, found '{flag}': the runs have their own.")
+    check_flags(flags, OWN_FLAGS)
     output_dir, rows = Path(output_dir), {}
     images = output_dir / "images"
     if not (images / "test-00000-of-00001.parquet").is_file():
         write_images(images)
     for row, (shifted, colour) in RUNS.items():
         folder = output_dir / row.replace(", ", "-").replace(" ", "_")
-        if not (folder / EVAL_RESULTS).is_file():
-            command = [sys.executable, str(PRETRAIN), "--output_dir", str(folder), "--resume_from_checkpoint", "auto"]
-            command += [
-                "--config_overrides",
-                f"colour={colour}",
-                *(["--dataset_name", str(images)] if shifted else []),
-            ]
-            if code := subprocess.run([*command, *flags]).returncode:
-                raise InputError(
-                    f"The run in '{folder}' ended with code {code}, for the reason above; another start goes on with it."
-                )
+        data = ["--dataset_name", str(images)] if shifted else []
+        finish("relative_position", folder, {"colour": colour}, [*data, *flags])
         last = json.loads((list_checkpoints(folder)[0] / "state.json").read_text())["history"][-1]
-        found = json.loads((folder / EVAL_RESULTS).read_text())["results"]
-        rows[row] = [100 * last["accuracy"], *(found["pretrained"][name] for name in ("knn", "linear_probe"))]
-        random = [found["random_initialisation"][name] for name in ("knn", "linear_probe")]
-    print("\n| lens, measure | right in training | kNN | linear probe |\n|---|---:|---:|---:|")
-    for row, (accuracy, knn, probe) in rows.items():
-        print(f"| {row} | {accuracy:.1f} | {knn:.1f} | {probe:.1f} |")
-    print(f"| random weights, of the last data | | {random[0]:.1f} | {random[1]:.1f} |")
+        results = read_results(folder)
+        rows[row] = results["pretrained"] | {"right": 100 * last["accuracy"]}
+    rows["random weights, of the last data"] = results["random_initialisation"]
+    print_table("lens, measure", {"right in training": "right", "kNN": "knn", "linear probe": "linear_probe"}, rows)
