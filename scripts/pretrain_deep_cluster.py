@@ -31,9 +31,14 @@ PRESETS = {
 }
 
 
+NMI = {"nmi_with_previous": "with the clusters before", "nmi_with_labels": "with the labels"}
+
+
 def main():
-    pictures = {"clusters": save_clusters}
-    pretrain_images(DeepClusterForPreTraining, PRESETS, TwoViewArguments, __doc__, one_view, pictures=pictures)
+    pretrain_images(
+        DeepClusterForPreTraining, PRESETS, TwoViewArguments, __doc__, one_view, pictures={"clusters": save_clusters},
+        curves={"agreement": (NMI, "normalised mutual information")},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from ..data.words import word_tokenizer
 from ..errors import InputError
 from ..evaluation.pictures import save_pretext
+from ..evaluation.plots import save_curves
 from ..hub import check_run, finish_run, push_save
 from ..training import train
 from ..training.arguments import PairArguments, WordArguments
@@ -15,6 +16,7 @@ from ..training.word_loop import train_words
 from .images import choose_processor, first_size, image_data, log_network
 from .pairs import choose_towers, load_towers, pair_data, pair_decoder, pair_processor, pair_tokenizer, report_cut
 from .parse import build_model, checked, parse_arguments
+from .rows import row_labels
 from .text import word_corpus
 
 
@@ -32,11 +34,14 @@ class Preset(NamedTuple):
         return self.training.get("image_size") or encoder.get("vision_config", encoder).get("image_size") or 224
 
 
-def pretrain_images(model_class, presets, arguments_class, description, view, *, normalize=True, pictures=None):
+def pretrain_images(
+    model_class, presets, arguments_class, description, view, *, normalize=True, pictures=None, curves=None
+):
     """The whole of a script whose method sees images alone.
 
     view: (args, size, processor) to the augmentation. normalize: else pixels stay in [0, 1]. pictures: {name: function of
     (model, rows, decoder, processor, path)}, drawn for the card, besides that of the task if the method has `pretext_lines`.
+    curves: {picture: (names, unit) of `save_curves`}, of what was logged. A model with `row_labels` gets those of the data.
     """
     config, args = parse_arguments(model_class, presets, arguments_class, description)
     processor = choose_processor(config, args, normalize)
@@ -44,10 +49,12 @@ def pretrain_images(model_class, presets, arguments_class, description, view, *,
     rows, decoder = image_data(args, config.backbone_config.num_channels, view(args, size, processor))
     count_samples(model_class, config, rows)
     model = build_model(model_class, config, args)
+    if hasattr(model, "row_labels"):
+        model.row_labels = row_labels(args)
     checked(lambda: model.check_images(size, size))
     log_network(model, args, size, presets, first_size(rows, decoder.column))
     drawn = ({"pretext": save_pretext} if hasattr(model, "pretext_lines") else {}) | (pictures or {})
-    pretrain(model, rows, decoder, args, processor, pictures=drawn)
+    pretrain(model, rows, decoder, args, processor, pictures=drawn, curves=curves)
 
 
 def pretrain_pairs(model_class, presets, description):
@@ -81,11 +88,12 @@ def pretrain_words(model_class, presets, description):
     finish_run(train_words(model, corpus, args, on_save=partial(push_save, tokenizer)), tokenizer)
 
 
-def pretrain(model, data, decoder, args, processor, tokenizer=None, pictures=None):
+def pretrain(model, data, decoder, args, processor, tokenizer=None, pictures=None, curves=None):
     """Check what can be checked, train, evaluate, leave the release, publish it if asked to. Called by every process."""
     check_run(model, args)
     run = train(model, data, decoder, args, tokenizer, on_save=partial(push_save, processor))
     drawn = {name: partial(draw, run.model, data, decoder, processor) for name, draw in (pictures or {}).items()}
+    drawn |= {name: partial(save_curves, run.history, *curve) for name, curve in (curves or {}).items()}
     finish_run(run, processor, drawn)
 
 

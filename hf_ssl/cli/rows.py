@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import datasets
+import torch
 
 from ..data import load_split
 from ..data.holdout import hold_out
@@ -21,6 +22,16 @@ def training_rows(args, sample="images"):
     if args.test_fraction is None:
         return rows
     return hold_out(rows, args.test_fraction, args.seed, args.label_column, args.group_column)[0]
+
+
+def row_labels(args):
+    """(n,) int64, the labels of `training_rows` where these have a column of class labels, else None."""
+    rows = training_rows(args)
+    columns = [args.label_column] if args.label_column else LABEL_COLUMNS
+    for column in columns:
+        if isinstance((rows.features or {}).get(column), datasets.ClassLabel):
+            return torch.tensor(rows[column][:])
+    return None
 
 
 def log_rows(args, rows, unit, *details):

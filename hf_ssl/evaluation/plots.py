@@ -63,13 +63,25 @@ def save(figure, path, dpi=100, **arguments):
 
 def save_loss(history, path):
     """The loss over the steps. history: the log entries of a run; nothing is drawn if there are none."""
-    if not history:
+    save_curves(history, {"loss": None}, "loss", path)
+
+
+def save_curves(history, names, unit, path):
+    """What a run logged over its steps. names: {metric: its name in the legend, None for no legend}; those that were not
+    logged are left out, and without any nothing is drawn. unit: of the y axis."""
+    logged = [name for name in names if any(name in entry for entry in history)]
+    if not logged:
         return
     figure, axis = pyplot().subplots(figsize=(6, 3.5))
-    marker = "o" if len(history) < 10 else None  # a line through one point is none
-    axis.plot([entry["step"] for entry in history], [entry["loss"] for entry in history], marker=marker)
-    axis.set(xlabel="step", ylabel="loss")
+    for name in logged:
+        entries = [entry for entry in history if name in entry]
+        marker = "o" if len(entries) < 10 else None  # a line through one point is none
+        values = [entry[name] for entry in entries]
+        axis.plot([entry["step"] for entry in entries], values, marker=marker, label=names[name])
+    axis.set(xlabel="step", ylabel=unit)
     axis.grid(alpha=0.3)
+    if any(names[name] for name in logged):
+        axis.legend()
     save(figure, path, bbox_inches="tight")
 
 

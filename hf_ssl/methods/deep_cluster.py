@@ -70,6 +70,8 @@ class DeepClusterForPreTraining(SSLModel):
         self.register_buffer("distances", torch.empty(config.num_samples))  # of each row to its centroid, squared
         self.register_buffer("sizes", torch.empty(config.num_clusters))  # rows of each cluster
         self.register_buffer("agreement", torch.empty(()))  # NMI of the last two clusterings, 0 before there are two
+        self.register_buffer("agreement_with_labels", torch.empty(()))  # NMI too
+        self.row_labels = None  # (n,), where the data have labels: only compared with, never learnt from
         self.register_buffer("clusterings", torch.empty((), dtype=torch.long))  # how many there were
         self.post_init()
 
@@ -80,17 +82,19 @@ class DeepClusterForPreTraining(SSLModel):
         labels = self.assignments[sample_indices]
         weights = 1 / self.sizes[labels]
         weights = weights * (world_size() / gather(weights).sum())
-        accuracy = (logits.argmax(1) == labels).float().mean()
+        metrics = {
+            "accuracy": (logits.argmax(1) == labels).float().mean(),
+            "chance": self.sizes.max() / self.sizes.sum(),
+            "nmi_with_previous": self.agreement,
+            "nonempty_clusters": (self.sizes > 0).float().sum(),
+        }
+        if self.row_labels is not None:
+            metrics["nmi_with_labels"] = self.agreement_with_labels
         return SSLOutput(
             loss=(weights * F.cross_entropy(logits.float(), labels, reduction="none")).sum(),
             logits=logits,
             features=features,
-            metrics={
-                "accuracy": accuracy,
-                "chance": self.sizes.max() / self.sizes.sum(),
-                "nmi_with_previous": self.agreement,
-                "nonempty_clusters": (self.sizes > 0).float().sum(),
-            },
+            metrics=metrics,
         )
 
     def before_epoch(self, epoch, features):
@@ -107,6 +111,8 @@ class DeepClusterForPreTraining(SSLModel):
             assignments, distances = k_means(reduced, self.config.num_clusters, self.config.iterations, seed)
             if self.clusterings:
                 self.agreement.fill_(mutual_information(assignments, self.assignments))
+            if self.row_labels is not None:
+                self.agreement_with_labels.fill_(mutual_information(assignments, self.row_labels))
             self.assignments.copy_(assignments)
             self.distances.copy_(distances)
             self.sizes.copy_(assignments.bincount(minlength=self.config.num_clusters))
@@ -140,7 +146,7 @@ class DeepClusterForPreTraining(SSLModel):
             rows = torch.arange(self.config.num_samples, device=self.assignments.device)
             init.copy_(self.assignments, rows % self.config.num_clusters)
             init.copy_(self.sizes, self.assignments.bincount(minlength=self.config.num_clusters).float())
-            for buffer in (self.distances, self.agreement, self.clusterings):
+            for buffer in (self.distances, self.agreement, self.agreement_with_labels, self.clusterings):
                 init.zeros_(buffer)
         elif module is self.head:
             init.normal_(module.weight, std=0.01)
