@@ -15,6 +15,7 @@ hf-ssl benchmark bert --size mini    # step and memory against transformers' Ber
 hf-ssl benchmark pretext             # rotation, relative position, jigsaw, exemplar against PIL and loops; --size r18-96
 hf-ssl benchmark pretext --part shortcut   # relative position, seen through a lens that shifts colours
 hf-ssl benchmark instance_discrimination   # runs: softmax, NCE by draws, parametric, sizes of the embedding
+hf-ssl benchmark deep_infomax        # estimates of known mutual information; --output curves.png
 hf-ssl benchmark steps --device cuda # table of samples/s and memory: MoCo R50 224, MAE ViT-B, CLIP B/32
 
 Each round runs every variant once, one after the other, so that other programs on the machine slow all of them alike.
@@ -32,6 +33,7 @@ from hf_ssl.scripts.benchmarks import (
     bert,
     clip,
     cpc_audio,
+    estimators,
     instances,
     loop,
     mae,
@@ -76,6 +78,7 @@ BENCHMARKS = {
         if args.part == "shortcut"
         else pretext.compare(args.size, args.rounds, args.method)
     ),
+    "deep_infomax": lambda args: estimators.compare(args.output),
     "instance_discrimination": lambda args: instances.compare(args.output_dir, args.flags),
     "word2vec": words,
     "steps": lambda args: steps.write(args.output, rounds=args.rounds),
@@ -107,6 +110,7 @@ def main():
         ("clip", clip),
         ("cpc_audio", cpc_audio),
         ("pretext", pretext),
+        ("deep_infomax", estimators),
         ("instance_discrimination", instances),
         ("word2vec", word2vec),
         ("steps", steps),
@@ -116,7 +120,9 @@ def main():
         own.add_argument("--device", choices=DEVICES, default="cpu", help="What ours and the rivals run on.")
         if benchmark is steps:
             own.add_argument("--output", help="A file for the table, in Markdown.")
-        if benchmark in (loop, steps):
+        elif benchmark is estimators:
+            own.add_argument("--output", help="A file for a picture of the curves.")
+        if benchmark in (loop, steps, estimators):
             continue
         if benchmark is instances:
             own.add_argument("--part", choices=("table",), default="table", help="The paper's ablations.")

@@ -15,12 +15,14 @@ PAPER = dict(
     output_dir="outputs/nat", optim="sgd", momentum=0.0, learning_rate=0.01, weight_decay=0.0, lr_scheduler_type="constant",
     per_device_train_batch_size=256, num_train_epochs=100,
 )  # fmt: skip
+# momentum, rate, views and the small sphere, on which batches of minutes can place images, by kNN and probes on held-out
+# training images
 MINUTES = PAPER | dict(
-    image_size=28, lr_scheduler_type="cosine", warmup_steps=0.1, num_train_epochs=16, per_device_train_batch_size=128,
-    cpu_threads=1, dataloader_num_workers=1,
+    image_size=28, views="moco_v1", momentum=0.9, learning_rate=0.0015, weight_decay=5e-4, lr_scheduler_type="cosine",
+    warmup_steps=0.1, num_train_epochs=16, per_device_train_batch_size=128, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
 PRESETS = {
-    "resnet8x2": Preset(dict(backbone_config=resnet8(32), projection_size=128), MINUTES, "28 px, minutes on a CPU"),
+    "resnet8x2": Preset(dict(backbone_config=resnet8(32), projection_size=16), MINUTES, "28 px, minutes on a CPU"),
     "resnet18": Preset(
         dict(backbone_config=RESNET18, projection_size=512, sobel=True), PAPER | dict(image_size=96), "96 px, thousands of photos"
     ),
