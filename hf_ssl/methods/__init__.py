@@ -28,6 +28,7 @@ from .jigsaw import JigsawConfig, JigsawForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .nat import NATConfig, NATForPreTraining
+from .pirl import PIRLConfig, PIRLForPreTraining
 from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
@@ -47,6 +48,7 @@ METHODS = {
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
     "nat": NATForPreTraining,
+    "pirl": PIRLForPreTraining,
     "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
     "simclr": SimCLRForPreTraining,
@@ -104,6 +106,8 @@ __all__ = [
     "MoCoForPreTraining",
     "NATConfig",
     "NATForPreTraining",
+    "PIRLConfig",
+    "PIRLForPreTraining",
     "RelativePositionConfig",
     "RelativePositionForPreTraining",
     "RotationConfig",
