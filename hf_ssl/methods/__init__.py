@@ -18,6 +18,7 @@ from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
+from .cmc import CMCConfig, CMCForPreTraining
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .deep_cluster import DeepClusterConfig, DeepClusterForPreTraining
@@ -38,6 +39,7 @@ METHODS = {
     "barlow_twins": BarlowTwinsForPreTraining,
     "bert": BERTForPreTraining,
     "clip": CLIPForPreTraining,
+    "cmc": CMCForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
     "deep_cluster": DeepClusterForPreTraining,
@@ -82,6 +84,8 @@ __all__ = [
     "BERTConfig",
     "BERTForPreTraining",
     "CLIPForPreTraining",
+    "CMCConfig",
+    "CMCForPreTraining",
     "CPCAudioConfig",
     "CPCAudioForPreTraining",
     "CPCAudioModel",
