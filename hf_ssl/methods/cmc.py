@@ -142,7 +142,7 @@ class CMCForPreTraining(SSLModel):
         low, high = (extreme(channels, dim=(0, 2, 3), keepdim=True) for extreme in (torch.amin, torch.amax))
         channels = (channels - low) / (high - low).clamp(min=1e-6)
         seen = [
-            PretextLine(f"{view}: {names[channel]}", channels[:, channel, None].expand_as(pixel_values))
+            PretextLine(str(names[channel]), channels[:, channel, None].expand_as(pixel_values))
             for view in ("first", "second")
             for channel in getattr(config, f"{view}_channels")
         ]
