@@ -218,6 +218,12 @@ def logged(model):
     return words + " A representation that collapses is warned of by name: see [correctness](../correctness.md)."
 
 
+METRICS_OF_PARTS = {  # by the function that gives them
+    "information_bound": ["nats", "most_nats"],
+    "own_row_loss": ["nats", "most_nats", "recognized", "chance"],
+}
+
+
 def metrics_of(model):
     """The names in `metrics={...}` of a method's `forward`."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(model.forward)))
@@ -225,14 +231,15 @@ def metrics_of(model):
     given += [
         node.value
         for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "metrics" for target in node.targets)
+        if isinstance(node, ast.Assign)
+        and any(getattr(name, "id", "") == "metrics" for target in node.targets for name in ast.walk(target))
     ]
     names = []
     for node in itertools.chain.from_iterable(map(ast.walk, given)):
         if isinstance(node, ast.Dict):
             names += [key.value for key in node.keys]
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "information_bound":
-            names += ["nats", "most_nats"]
+        elif isinstance(node, ast.Call):
+            names += METRICS_OF_PARTS.get(getattr(node.func, "id", ""), [])
     return names
 
 

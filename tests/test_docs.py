@@ -143,6 +143,9 @@ def test_metrics_are_those_of_forward(generated):
     assert generated.metrics_of(METHODS["barlow_twins"]) == ["invariance", "redundancy"]
     assert generated.metrics_of(METHODS["cpc_audio"]) == ["nats", "most_nats", "hits"]
     assert generated.metrics_of(METHODS["moco"]) == ["nats", "most_nats"]
+    of_banks = ["nats", "most_nats", "recognized", "chance"]
+    assert generated.metrics_of(METHODS["pirl"]) == ["image_loss", "tiles_loss", *of_banks]
+    assert set(of_banks) <= set(generated.metrics_of(METHODS["instance_discrimination"]))
     assert "also `temperature`, `nats`, `most_nats`" in generated.logged(METHODS["clip"])
 
 

@@ -244,7 +244,8 @@ class TestTwoHalves:
 
     @torch.no_grad()
     def test_a_release_loads_with_and_without_hf_ssl(self, tmp_path):
-        check_release(self.model(), torch.randn(2, 3, 16, 16), tmp_path, ["_resnet.py", "_two_halves.py"])
+        files = ["_alexnet.py", "_colour_spaces.py", "_resnet.py", "_sobel.py", "_two_halves.py"]
+        check_release(self.model(), torch.randn(2, 3, 16, 16), tmp_path, files)
 
 
 class TestSobel:

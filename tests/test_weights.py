@@ -178,8 +178,9 @@ def test_a_model_that_trains_can_be_released(name, tmp_path):
     """A wider encoder, by an override as the command line makes it; and one whose export fails is refused at the start."""
     tester = find_tester(name)
     config = tester.model().config
-    part = "backbone_config.vision_config" if name == "clip" else "backbone_config"
-    owner = config.backbone_config.vision_config if name == "clip" else config.backbone_config
+    owner, part = config.backbone_config, "backbone_config"
+    if inner := {"clip": "vision_config", "cmc": "first_config"}.get(name):
+        owner, part = getattr(owner, inner), f"{part}.{inner}"
     wider = f"hidden_sizes={[8, 32]}" if hasattr(owner, "hidden_sizes") else f"hidden_size={2 * owner.hidden_size}"
     override_config(config, f"{part}.{wider}")
     model = tester.model_class(config).eval()

@@ -18,6 +18,7 @@ from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
+from .cmc import CMCConfig, CMCForPreTraining
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .deep_cluster import DeepClusterConfig, DeepClusterForPreTraining
@@ -28,6 +29,7 @@ from .jigsaw import JigsawConfig, JigsawForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .nat import NATConfig, NATForPreTraining
+from .pirl import PIRLConfig, PIRLForPreTraining
 from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
@@ -37,6 +39,7 @@ METHODS = {
     "barlow_twins": BarlowTwinsForPreTraining,
     "bert": BERTForPreTraining,
     "clip": CLIPForPreTraining,
+    "cmc": CMCForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
     "deep_cluster": DeepClusterForPreTraining,
@@ -47,6 +50,7 @@ METHODS = {
     "mae": MAEForPreTraining,
     "moco": MoCoForPreTraining,
     "nat": NATForPreTraining,
+    "pirl": PIRLForPreTraining,
     "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
     "simclr": SimCLRForPreTraining,
@@ -80,6 +84,8 @@ __all__ = [
     "BERTConfig",
     "BERTForPreTraining",
     "CLIPForPreTraining",
+    "CMCConfig",
+    "CMCForPreTraining",
     "CPCAudioConfig",
     "CPCAudioForPreTraining",
     "CPCAudioModel",
@@ -104,6 +110,8 @@ __all__ = [
     "MoCoForPreTraining",
     "NATConfig",
     "NATForPreTraining",
+    "PIRLConfig",
+    "PIRLForPreTraining",
     "RelativePositionConfig",
     "RelativePositionForPreTraining",
     "RotationConfig",

@@ -66,7 +66,7 @@ class SSLOutput(ModelOutput):
     contrastive methods. mask: (N, L), 1 where the input was hidden, for masked methods. metrics: what else of the batch
     the loop logs, averaged: scalars, or vectors, whose elements are numbered from 1; by other names than the loop's own.
     hidden_states, attentions: of the encoder, a tensor a layer, if asked for; of views that it reads one after the other,
-    those of the first above those of the second.
+    those of the first above those of the second, but for views of another size than the first.
     """
 
     loss: torch.Tensor | None = None
@@ -133,7 +133,10 @@ def _record(encoder, wanted, forward):
             hook.remove()
     for name in (name.removeprefix("output_") for name in wanted):
         if calls and all(call.get(name) is not None for call in calls):
-            layers = zip(*(call[name] for call in calls), strict=True)
+            shapes = [[layer.shape[1:] for layer in call[name]] for call in calls]
+            layers = zip(
+                *(call[name] for call, own in zip(calls, shapes, strict=True) if own == shapes[0]), strict=True
+            )
             output[name] = tuple(torch.cat(layer) if len(layer) > 1 else layer[0] for layer in layers)
     return output
 

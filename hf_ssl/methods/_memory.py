@@ -34,3 +34,10 @@ def move_rows(bank, indices, rows, momentum):
     processes, in place: v <- momentum x v + (1 - momentum) x row, normalised. An index that stands twice: as `write_rows`."""
     moved = torch.lerp(rows.float(), bank[indices].float(), momentum)
     write_rows(bank, indices, F.normalize(moved, dim=1))
+
+
+@torch.no_grad()
+def fill_bank(bank, projector, features):
+    """Write into a bank, (M, P), the unit vectors that `projector` makes of the features of all rows, (M, D), in place."""
+    for vectors, part in zip(bank.split(4096), features.split(4096), strict=True):
+        vectors.copy_(F.normalize(projector(part).float(), dim=1))

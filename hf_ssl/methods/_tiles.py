@@ -1,10 +1,20 @@
 """Square pieces of images: cut at places of their own, normalised each by itself, seen by one network."""
 
 import inspect
+import math
 
 import torch
 
 from ._backbone import pooled
+
+
+def grid_corners(height, width, grid, size, draws):
+    """(tops, lefts), (N, T) int64 both: the upper left pixel of a square of `size` px in each of T = grid x grid equal cells,
+    row by row. draws: (N, 2, T) in [0, 1), where in its cell it lies."""
+    cell = torch.arange(grid**2, device=draws.device)
+    tops = cell // grid * (height // grid) + (draws[:, 0] * (height // grid - size + 1)).long()
+    lefts = cell % grid * (width // grid) + (draws[:, 1] * (width // grid - size + 1)).long()
+    return tops, lefts
 
 
 def cut_tiles(images, tops, lefts, size):
@@ -24,11 +34,13 @@ def normalize_tiles(tiles, dims=(-3, -2, -1)):
 
 
 def in_grid(tiles, gap):
-    """(N, 9, C, s, s) to pictures (N, C, 3 s + 2 gap, 3 s + 2 gap), row by row, with the brightest value of all between."""
-    size = tiles.shape[-1]
-    grid = tiles.amax().expand(len(tiles), tiles.shape[2], *(3 * size + 2 * gap,) * 2).clone()
-    for place in range(9):
-        top, left = (along * (size + gap) for along in divmod(place, 3))
+    """(N, k x k, C, s, s) to pictures of k tiles along a side, row by row, with `gap` pixels of the brightest value of all
+    between them."""
+    size, along = tiles.shape[-1], math.isqrt(tiles.shape[1])
+    side = along * (size + gap) - gap
+    grid = tiles.amax().expand(len(tiles), tiles.shape[2], side, side).clone()
+    for place in range(tiles.shape[1]):
+        top, left = (number * (size + gap) for number in divmod(place, along))
         grid[..., top : top + size, left : left + size] = tiles[:, place]
     return grid
 

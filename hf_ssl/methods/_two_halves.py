@@ -1,33 +1,36 @@
-"""An image encoder of two halves, each of which sees some of the channels: L and ab of a Lab image, for example.
+"""An image encoder of two halves, each of which sees some of the channels: L and ab of a Lab image, for example. It may make
+these channels itself, of pixels that any image processor gives.
 
 Split-brain autoencoders (Zhang et al. 2016, https://arxiv.org/abs/1611.09842) and contrastive multiview coding (Tian et al.
-2019, https://arxiv.org/abs/1906.05849) train the halves on each other and use both side by side. This file and `_resnet.py`,
-all that it imports of hf_ssl, are saved beside the weights, so that where hf_ssl is not installed,
-`AutoModel.from_pretrained(folder, trust_remote_code=True)` loads both.
+2019, https://arxiv.org/abs/1906.05849) train the halves on each other and use both side by side. This file and those that it
+imports are saved beside the weights, so that where hf_ssl is not installed,
+`AutoModel.from_pretrained(folder, trust_remote_code=True)` loads all.
 """
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ._resnet import SSLResNetConfig, SSLResNetModel
+from ._colour_spaces import rgb_to_lab
+from ._sobel import Sobel  # which registers our AlexNet and ResNet too
 
 _AUTO_MAP = {"AutoConfig": "SSLTwoHalvesConfig", "AutoModel": "SSLTwoHalvesModel"}
-
-if SSLResNetConfig.model_type not in CONFIG_MAPPING:  # hf_ssl is not installed
-    AutoConfig.register(SSLResNetConfig.model_type, SSLResNetConfig)
-    AutoModel.register(SSLResNetConfig, SSLResNetModel)
+CHANNELS = {"lab": ("L", "a", "b"), "gradients": ("grey", "across", "down")}  # that a conversion makes
+# L, a and b of https://github.com/HobbitLong/CMC, train_CMC.py, to -1 to 1
+LAB_MEAN, LAB_STD = (50.0, 6.025, -6.6895), (50.0, 92.208, 101.1675)
 
 
 @strict
 class SSLTwoHalvesConfig(PreTrainedConfig):
     """Defaults: two ResNet-50 for Lab images.
 
-    num_channels: of the whole image. first_channels, second_channels: what of them each half sees. first_config,
-    second_config: of image encoders with a pooler_output; num_channels of each is the number of channels it sees.
+    num_channels: of the whole image. conversion: what channels are made of it: "none", its own; "lab", L, a and b, in -1 to 1,
+    of red, green and blue in [0, 1]; "gradients", the mean of its channels and how that grows across and down. first_channels,
+    second_channels: what of these each half sees. first_config, second_config: of image encoders with a pooler_output;
+    num_channels of each is the number of channels it sees.
     """
 
     model_type = "ssl_two_halves"
@@ -40,15 +43,24 @@ class SSLTwoHalvesConfig(PreTrainedConfig):
     first_config: dict | PreTrainedConfig | None = None
     second_config: dict | PreTrainedConfig | None = None
     num_channels: int = 3
+    conversion: str = "none"
     first_channels: list[int] | tuple[int, ...] = (0,)
     second_channels: list[int] | tuple[int, ...] = (1, 2)
 
     def validate_channels(self):
+        if self.conversion not in ("none", *CHANNELS):
+            raise ValueError(f"conversion must be one of none, {', '.join(CHANNELS)}, found '{self.conversion}'.")
+        if self.conversion == "lab" and self.num_channels != 3:
+            raise ValueError(
+                f"conversion=lab needs num_channels=3, red, green and blue, found {self.num_channels}: grey images have no "
+                "colours, set conversion=gradients."
+            )
+        channels_in_all = self.num_channels if self.conversion == "none" else len(CHANNELS[self.conversion])
         for half in ("first", "second"):
             channels, config = getattr(self, f"{half}_channels"), getattr(self, f"{half}_config")
-            if not channels or not all(0 <= channel < self.num_channels for channel in channels):
+            if not channels or not all(0 <= channel < channels_in_all for channel in channels):
                 raise ValueError(
-                    f"{half}_channels must name some of the {self.num_channels} channels, counted from 0, "
+                    f"{half}_channels must name some of the {channels_in_all} channels, counted from 0, "
                     f"found {list(channels)}."
                 )
             if getattr(config, "num_channels", None) != len(channels):
@@ -99,7 +111,21 @@ class SSLTwoHalvesModel(PreTrainedModel):
 
     def split(self, pixel_values):
         """(N, C, H, W) to what the first half sees, (N, C1, H, W), and the second, (N, C2, H, W)."""
-        return pixel_values[:, list(self.config.first_channels)], pixel_values[:, list(self.config.second_channels)]
+        channels = self.convert(pixel_values)
+        return channels[:, list(self.config.first_channels)], channels[:, list(self.config.second_channels)]
+
+    def convert(self, pixel_values):
+        """(N, C, H, W) to the channels of `config.conversion`."""
+        if self.config.conversion == "none":
+            return pixel_values
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            pixels = pixel_values.float()
+            if self.config.conversion == "lab":
+                lab = zip(rgb_to_lab(pixels).unbind(1), LAB_MEAN, LAB_STD, strict=True)
+                channels = torch.stack([(channel - mean) / std for channel, mean, std in lab], dim=1)
+            else:
+                channels = torch.cat([pixels.mean(1, keepdim=True), Sobel()(pixels)], dim=1)
+        return channels.to(pixel_values.dtype)
 
 
 __all__ = ["SSLTwoHalvesConfig", "SSLTwoHalvesModel"]

@@ -17,14 +17,13 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._backbone import build_backbone, check_backbone
-from ._base import PretextLine, SSLConfig, SSLModel, SSLOutput
+from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
-from ._contrastive import bank_cross_entropy
 from ._information import information_bound
 from ._initialization import draw_as_torch
-from ._memory import move_rows
-from ._noise_contrastive import NoiseContrastiveLoss, draw_noise
-from ._random import NOISE_ROWS_STREAM, fold_in
+from ._memory import fill_bank, move_rows
+from ._noise_contrastive import NoiseContrastiveLoss
+from ._own_rows import draw_noise_rows, own_row_loss, recognition_lines
 
 LOSSES = ("nce", "softmax", "parametric")
 
@@ -80,8 +79,7 @@ class InstanceDiscriminationForPreTraining(SSLModel):
             self.classifier = nn.Linear(config.projection_size, config.num_samples, bias=False)
         else:
             self.register_buffer("bank", torch.empty(config.num_samples, config.projection_size))  # (n, P)
-        if config.loss == "nce":
-            self.noise_contrastive_loss = NoiseContrastiveLoss(config.temperature)
+        self.noise_contrastive_loss = NoiseContrastiveLoss(config.temperature) if config.loss == "nce" else None
         self.post_init()
 
     def forward(self, pixel_values, sample_indices, sample_seeds=None, noise=None, **kwargs):
@@ -98,14 +96,11 @@ class InstanceDiscriminationForPreTraining(SSLModel):
 
         queries = F.normalize(projections, dim=1)
         keys = self.bank[sample_indices].to(queries.dtype)  # (N, P), a copy
-        if self.config.loss == "softmax":
-            loss = bank_cross_entropy(queries, self.bank, sample_indices, self.config.temperature)
-            metrics = information_bound(loss, len(self.bank))
-        else:
-            if noise is None:
-                noise = self.draw_noise(sample_indices, sample_seeds)
-            loss, recognized = self.noise_contrastive_loss(queries, keys, self.bank, noise)
-            metrics = {"recognized": recognized, "chance": loss.new_full((), 1 / (1 + noise.shape[1]))}
+        if noise is None and self.config.loss == "nce":
+            noise = self.draw_noise(sample_indices, sample_seeds)
+        loss, metrics = own_row_loss(
+            queries, self.bank, sample_indices, self.config.temperature, self.noise_contrastive_loss, noise
+        )
         if self.config.proximal_weight:
             metrics["proximal"] = (queries - keys).square().sum(1).mean()
             loss = loss + self.config.proximal_weight * metrics["proximal"]
@@ -121,34 +116,21 @@ class InstanceDiscriminationForPreTraining(SSLModel):
             metrics=metrics,
         )
 
-    @torch.no_grad()
     def before_epoch(self, epoch, features):
         """The bank begins with what the network makes of all rows before it has learnt anything."""
         if epoch == 0 and self.config.loss != "parametric":
-            everyone = features()
-            projections = [self.projector(each.to(self.dtype)) for each in everyone.split(4096)]
-            self.bank.copy_(F.normalize(torch.cat(projections).float(), dim=1))
+            fill_bank(self.bank, self.projector, features().to(self.dtype))
 
     def draw_noise(self, sample_indices, sample_seeds=None):
         """(N, m) rows of the bank, evenly, with replacement."""
-        if sample_seeds is None:
-            sample_seeds = torch.randint(2**62, sample_indices.shape, device=sample_indices.device)
-        seeds = fold_in(sample_seeds, NOISE_ROWS_STREAM)
-        return draw_noise(seeds, self.config.noise_samples, self.config.num_samples)
+        return draw_noise_rows(sample_indices, sample_seeds, self.config.noise_samples, self.config.num_samples)
 
     @torch.no_grad()
     def pretext_lines(self, pixel_values, sample_indices, sample_seeds):
         """The images, below each at which place its own row stands among all rows, and of the others here the one whose row
         is nearest."""
         logits = self(pixel_values, sample_indices, sample_seeds).logits
-        own = logits.gather(1, sample_indices[:, None])
-        places = (logits > own).sum(1) + 1
-        others = logits[:, sample_indices].fill_diagonal_(-torch.inf)
-        captions = [f"place {place:,}" for place in places.tolist()]
-        return [
-            PretextLine("image", pixel_values, places == 1, captions),
-            PretextLine("most like it", pixel_values[others.argmax(1)]),
-        ]
+        return recognition_lines("image", pixel_values, pixel_values, logits, sample_indices)
 
     @torch.no_grad()
     def _init_weights(self, module):

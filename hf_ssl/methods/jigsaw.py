@@ -34,7 +34,7 @@ from ._random import (
     seed_from,
     uniform,
 )
-from ._tiles import cut_tiles, in_grid, normalize_tiles, tile_features
+from ._tiles import cut_tiles, grid_corners, in_grid, normalize_tiles, tile_features
 
 TILES = 9
 MOST_PERMUTATIONS = 362_880  # 9!
@@ -169,12 +169,11 @@ class JigsawForPreTraining(SSLModel):
         most = config.tile_size + config.channel_shift
         self.check_images(height, width)
         channels = images.shape[1]
-        at = uniform(fold_in(seeds, TILE_STREAM), 2 * TILES).view(-1, 2, TILES, 1)
+        at = uniform(fold_in(seeds, TILE_STREAM), 2 * TILES).view(-1, 2, TILES)
         shifts = uniform(fold_in(seeds, TILE_CHANNEL_STREAM), 2 * TILES * channels).view(-1, 2, TILES, channels)
         shifts = (shifts * (config.channel_shift + 1)).long()
-        cell = torch.arange(TILES, device=images.device)[:, None]
-        tops = cell // 3 * (height // 3) + (at[:, 0] * (height // 3 - most + 1)).long() + shifts[:, 0]  # (N, 9, C)
-        lefts = cell % 3 * (width // 3) + (at[:, 1] * (width // 3 - most + 1)).long() + shifts[:, 1]
+        corners = grid_corners(height, width, 3, most, at)
+        tops, lefts = (corner[..., None] + shifts[:, axis] for axis, corner in enumerate(corners))  # (N, 9, C)
         cut = [cut_tiles(images[:, c, None], tops[..., c], lefts[..., c], config.tile_size) for c in range(channels)]
         return torch.cat(cut, dim=2)
 
