@@ -8,7 +8,7 @@ hf-ssl pretrain cmc --config_overrides loss=nce,noise_samples=4096 --output_dir 
 from hf_ssl import CMCForPreTraining
 from hf_ssl.cli import RESNET18, RESNET50, Preset, one_view, pretrain_images, resnet8
 from hf_ssl.errors import run_script
-from hf_ssl.training.arguments import ImageArguments
+from hf_ssl.training.arguments import TwoViewArguments
 
 # train_CMC.py: batches of 256, 400 epochs, a tenth of the rate late in training; crops and flips alone
 PAPER = dict(
@@ -44,7 +44,7 @@ PRESETS = {
 
 
 def main():
-    pretrain_images(CMCForPreTraining, PRESETS, ImageArguments, __doc__, one_view, normalize=False)
+    pretrain_images(CMCForPreTraining, PRESETS, TwoViewArguments, __doc__, one_view, normalize=False)
 
 
 if __name__ == "__main__":
