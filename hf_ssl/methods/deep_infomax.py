@@ -124,7 +124,7 @@ class DeepInfoMaxForPreTraining(SSLModel):
         with "nce" and "dv" is a lower bound of the mutual information in nats, with "nce" beside its ceiling."""
         with torch.autocast(vectors.device.type, enabled=False):
             everyones = gather_with_gradient(places.float())  # (W N, l, U)
-            scores = torch.einsum("nu,mlu->nml", vectors.float(), everyones)
+            scores = (vectors.float() @ everyones.flatten(0, 1).T).unflatten(1, everyones.shape[:2])  # (N, W N, l)
             loss = critic_loss(scores, self.config.estimator)
         if self.config.estimator == "jsd":
             return loss, {"loss": loss}
