@@ -29,6 +29,7 @@ EXEMPLAR_COLOUR_STREAM = 18  # exemplar: how its colours change
 NOISE_ROWS_STREAM = 30  # instance discrimination, PIRL, CMC: the rows of the bank that are noise
 PRIOR_STREAM = 31  # deep infomax: the adversary's examples of the prior
 TILE_ORDER_STREAM = 32  # PIRL: in which order the tiles lie
+SOURCE_PLACE_STREAM = 33  # amdim: the place of a coarse map that looks for the other view's
 CROP_STREAM = 101  # views: the box
 FLIP_STREAM = 102  # views: whether it is mirrored
 JITTER_STREAM = 103  # views: colour factors and their order

@@ -8,22 +8,21 @@ sees the map averaged to a grid; an image's own places are no negatives of NCE, 
 one learning rate and one optimizer for encoder and adversary; batch statistics and negatives are those of all processes.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._backbone import build_backbone, check_backbone
-from ._base import SSLConfig, SSLModel, SSLOutput
+from ._base import PretextLine, SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._detached import with_detached_weights
-from ._distributed import gather_with_gradient, rank, world_size
+from ._information import information_bound
 from ._initialization import draw_as_torch
+from ._places import Scorer, as_map, critic_loss, map_channels, score_lines, score_places
 from ._random import PRIOR_STREAM, fold_in, uniform
 
 ESTIMATORS = ("jsd", "nce", "dv")
@@ -78,12 +77,12 @@ class DeepInfoMaxForPreTraining(SSLModel):
         self.head = nn.Sequential(
             nn.Linear(width, hidden, bias=False), GlobalBatchNorm(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, size)
         )  # fmt: skip
-        channels = map_channels(config)
+        channels = map_channels(config.backbone_config, config.map_stage, "map_stage")
         if config.local_weight:
-            self.local_critic = nn.ModuleDict({"place": Scorer(channels, units), "vector": Scorer(size, units)})
+            self.local_critic = critic(place=channels, vector=size, units=units)
         if config.global_weight:
             flat = channels * config.global_grid**2
-            self.global_critic = nn.ModuleDict({"map": Scorer(flat, units), "vector": Scorer(size, units)})
+            self.global_critic = critic(map=flat, vector=size, units=units)
         if config.prior_weight:
             self.adversary = nn.Sequential(
                 nn.Linear(size, 1000), nn.ReLU(inplace=True), nn.Linear(1000, 200), nn.ReLU(inplace=True), nn.Linear(200, 1)
@@ -94,44 +93,46 @@ class DeepInfoMaxForPreTraining(SSLModel):
         """pixel_values: (N, C, H, W). prior: (N, vector_size), the adversary's examples, uniform in [0, 1); they follow
         from `sample_seeds`, (N,) int64, and without those are drawn afresh."""
         config = self.config
-        output = self.backbone(pixel_values.to(self.backbone.dtype), output_hidden_states=True)
-        features = output.pooler_output.flatten(1)  # (N, D)
-        places = as_map(
-            output.hidden_states[config.map_stage], pixel_values.shape, config.backbone_config
-        )  # (N, C, h, w)
+        features, places = self.features_and_map(pixel_values)
         vectors = self.head(features)  # (N, Y)
 
         loss, metrics = 0.0, {}
         if config.local_weight:
-            found = places.flatten(2).mT  # (N, h w, C)
-            local, measured = self.between(self.local_critic["vector"](vectors), self.local_critic["place"](found))
-            loss, metrics = loss + config.local_weight * local, {f"local_{k}": v for k, v in measured.items()}
+            local, measured = self.critic_loss(self.local_scores(vectors, places))
+            loss = loss + config.local_weight * local
+            metrics |= {f"local_{name}": value for name, value in measured.items()}
         if config.global_weight:
             whole = F.adaptive_avg_pool2d(places, config.global_grid).flatten(1)[:, None]  # (N, 1, C g g)
-            whole, measured = self.between(self.global_critic["vector"](vectors), self.global_critic["map"](whole))
-            loss, metrics = (
-                loss + config.global_weight * whole,
-                metrics | {f"global_{k}": v for k, v in measured.items()},
-            )
+            scores = score_places(self.global_critic["vector"](vectors), self.global_critic["map"](whole))
+            of_whole, measured = self.critic_loss(scores)
+            loss = loss + config.global_weight * of_whole
+            metrics |= {f"global_{name}": value for name, value in measured.items()}
         if config.prior_weight:
             matched, judged, accuracy = self.match_prior(vectors, sample_seeds, prior)
             loss = loss + config.prior_weight * matched + judged
             metrics |= {"prior_loss": matched, "adversary_loss": judged, "adversary_accuracy": accuracy}
         return SSLOutput(loss=loss, features=features, metrics=metrics)
 
-    def between(self, vectors, places):
-        """The loss of the critic on vectors (N, U) and the places (N, l, U) of the same images; what is logged of it, which
-        with "nce" and "dv" is a lower bound of the mutual information in nats, with "nce" beside its ceiling."""
-        with torch.autocast(vectors.device.type, enabled=False):
-            everyones = gather_with_gradient(places.float())  # (W N, l, U)
-            scores = (vectors.float() @ everyones.flatten(0, 1).T).unflatten(1, everyones.shape[:2])  # (N, W N, l)
-            loss = critic_loss(scores, self.config.estimator)
-        if self.config.estimator == "jsd":
-            return loss, {"loss": loss}
-        if self.config.estimator == "dv":
-            return loss, {"mutual_information": -loss}
-        ceiling = math.log((len(everyones) - 1) * places.shape[1] + 1)  # of the number of candidates
-        return loss, {"mutual_information": ceiling - loss, "mutual_information_ceiling": loss.new_tensor(ceiling)}
+    def features_and_map(self, pixel_values):
+        """(N, D), the pooled output, and (N, C, h, w), the map."""
+        output = self.backbone(pixel_values.to(self.backbone.dtype), output_hidden_states=True)
+        hidden = output.hidden_states[self.config.map_stage]
+        return output.pooler_output.flatten(1), as_map(hidden, pixel_values.shape, self.config.backbone_config)
+
+    def local_scores(self, vectors, places):
+        """(N, W N, h w), of vectors (N, Y) with each place of the maps, (N, C, h, w)."""
+        cells = places.flatten(2).mT  # (N, h w, C)
+        return score_places(self.local_critic["vector"](vectors), self.local_critic["place"](cells))
+
+    def critic_loss(self, scores):
+        """Of scores (N, W N, l); and what is logged of it, with "nce" and "dv" a lower bound of the mutual information."""
+        loss = critic_loss(scores, self.config.estimator)
+        match self.config.estimator:
+            case "nce":
+                return loss, information_bound(loss, (scores.shape[1] - 1) * scores.shape[2] + 1)
+            case "dv":
+                return loss, {"nats": -loss.detach()}
+        return loss, {"loss": loss.detach()}
 
     def match_prior(self, vectors, sample_seeds=None, prior=None):
         """Of vectors (N, Y): the encoder's loss, by which they pass for draws from U(0, 1), the adversary's, and how often
@@ -154,11 +155,18 @@ class DeepInfoMaxForPreTraining(SSLModel):
             )
 
     @torch.no_grad()
+    def pretext_lines(self, pixel_values, sample_indices=None, sample_seeds=None):
+        """The images, and how the critic scores their places with their own vector and with that of another image."""
+        if not self.config.local_weight:
+            return [PretextLine("image", pixel_values)]
+        features, places = self.features_and_map(pixel_values)
+        return score_lines(pixel_values, self.local_scores(self.head(features), places), places.shape[-2:])
+
+    @torch.no_grad()
     def _init_weights(self, module):
         draw_as_torch(module)
         if isinstance(module, Scorer):
-            init.uniform_(module.shortcut.weight, -0.01, 0.01)
-            init.copy_(module.shortcut.weight, nearly_identity(module.shortcut.weight))
+            module.reset_shortcut()
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -166,74 +174,9 @@ class DeepInfoMaxForPreTraining(SSLModel):
             init.zeros_(module.bias)
 
 
-class Scorer(nn.Module):
-    """(..., inputs) to (..., units), at first nearly a copy: the code's MI1x1ConvNet."""
-
-    def __init__(self, inputs, units):
-        super().__init__()
-        self.hidden = nn.Linear(inputs, units, bias=False)
-        self.batch_norm = GlobalBatchNorm(units)
-        self.output = nn.Linear(units, units)
-        self.shortcut = nn.Linear(inputs, units, bias=False)
-        self.norm = nn.LayerNorm(units)
-
-    def forward(self, x):
-        hidden = self.hidden(x)
-        hidden = self.batch_norm(hidden.flatten(0, -2)).view_as(hidden).relu()
-        return self.norm(self.output(hidden) + self.shortcut(x))
-
-
-def nearly_identity(weight):
-    """A matrix with 1 on its diagonal."""
-    eye = torch.eye(*weight.shape, dtype=torch.bool, device=weight.device)
-    return torch.where(eye, torch.ones_like(weight), weight)
-
-
-def critic_loss(scores, estimator):
-    """scores: (N, W N, l), of this process's vectors with the l places of each image of all processes. The negatives are
-    all pairs of two images. Sections 3.1 and 3.2 of the paper, to be minimised; 0, or with "nce" the log of the number of
-    candidates, of a critic that knows nothing."""
-    count, everyone, places = scores.shape
-    own = torch.arange(count, device=scores.device)
-    positive = scores[own, rank() * count + own]  # (N, l)
-    is_own = torch.zeros(count, everyone, 1, dtype=torch.bool, device=scores.device)
-    is_own[own, rank() * count + own] = True
-    if estimator == "jsd":
-        negative = (F.softplus(scores) - math.log(2)).masked_fill(is_own, 0)
-        pairs = count * (everyone - 1) * places
-        return negative.sum() / pairs - (math.log(2) - F.softplus(-positive)).mean()
-    negative = scores.masked_fill(is_own, -torch.inf).flatten(1).logsumexp(1)  # (N,)
-    if estimator == "nce":
-        return (torch.logaddexp(positive, negative[:, None]) - positive).mean()
-    pairs = count * world_size() * (everyone - 1) * places
-    return gather_with_gradient(negative).logsumexp(0) - math.log(pairs) - positive.mean()
-
-
-def map_channels(config):
-    """C of the map. Raises ValueError if the backbone gives none."""
-    backbone = config.backbone_config
-    size = getattr(backbone, "image_size", None) or 224
-    size = size if isinstance(size, list | tuple) else (size, size)
-    with torch.device("meta"):  # shapes only
-        pixels = torch.zeros(1, backbone.num_channels, *size)
-        hidden = AutoModel.from_config(backbone).eval()(pixels, output_hidden_states=True).get("hidden_states") or ()
-        if not -len(hidden) <= config.map_stage < len(hidden):
-            raise ValueError(
-                f"map_stage={config.map_stage} is none of the {len(hidden)} hidden_states of backbone_config of "
-                f"model_type '{backbone.model_type}'."
-            )
-        return as_map(hidden[config.map_stage], pixels.shape, backbone).shape[1]
-
-
-def as_map(hidden, shape, backbone):
-    """A hidden state as (N, C, h, w): of tokens, (N, L, C), the last ones, which are the patches'."""
-    if hidden.ndim == 4:
-        return hidden
-    patch = getattr(backbone, "patch_size", None)
-    if hidden.ndim != 3 or not isinstance(patch, int):
-        raise ValueError(f"backbone_config of model_type '{backbone.model_type}' gives no maps: choose another.")
-    rows, columns = shape[2] // patch, shape[3] // patch
-    return hidden[:, -rows * columns :].mT.unflatten(2, (rows, columns))
+def critic(units, **inputs):
+    """Two networks whose outputs, (..., units), are compared by dot products."""
+    return nn.ModuleDict({name: Scorer(size, units, nn.LayerNorm(units)) for name, size in inputs.items()})
 
 
 __all__ = ["DeepInfoMaxConfig", "DeepInfoMaxForPreTraining"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_ssl.evaluation.plots import pyplot, save
-from hf_ssl.methods.deep_infomax import critic_loss
+from hf_ssl.methods._places import critic_loss
 
 INFORMATION = (1, 2, 3, 4, 5, 6, 8)  # nats
 ESTIMATES = {"DV, batches of 256": ("dv", 256)} | {f"NCE, batches of {n}": ("nce", n) for n in (256, 64, 8)}

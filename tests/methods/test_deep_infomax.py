@@ -9,7 +9,7 @@ from methods.tester import TINY_RESNET, TINY_VIT, MethodTester
 from torch import nn
 
 from hf_ssl import DeepInfoMaxConfig, DeepInfoMaxForPreTraining
-from hf_ssl.methods.deep_infomax import Scorer, critic_loss, map_channels
+from hf_ssl.methods._places import Scorer, critic_loss, map_channels
 
 SMALL = dict(backbone_config=TINY_RESNET, vector_size=8, head_hidden_size=32, critic_size=32, global_grid=2)
 
@@ -48,10 +48,10 @@ class TestLocalNCE(MethodTester):
             found, ceilings = {k: v.item() for k, v in output.metrics.items()}, {"local": 0.0, "global": 0.0}
             if estimator == "nce":
                 ceilings = {"local": math.log(7 * 16 + 1), "global": math.log(8)}
-                assert found["local_mutual_information_ceiling"] == pytest.approx(ceilings["local"])
-                assert found["global_mutual_information_ceiling"] == pytest.approx(ceilings["global"])
+                assert found["local_most_nats"] == pytest.approx(ceilings["local"])
+                assert found["global_most_nats"] == pytest.approx(ceilings["global"])
             losses = {
-                name: found[f"{name}_loss"] if estimator == "jsd" else ceiling - found[f"{name}_mutual_information"]
+                name: found[f"{name}_loss"] if estimator == "jsd" else ceiling - found[f"{name}_nats"]
                 for name, ceiling in ceilings.items()
             }
             expected = 0.5 * losses["global"] + 2 * losses["local"]
@@ -108,7 +108,7 @@ class TestLocalNCE(MethodTester):
         assert (values.mean(0) - 0.5).abs().max() < 0.1 and (values.std(0) - 12**-0.5).abs().max() < 0.1
 
     def test_scorers_begin_as_copies(self):
-        scorer = Scorer(5, 9)
+        scorer = Scorer(5, 9, nn.LayerNorm(9))
         model = self.model()
         weight = model.local_critic["place"].shortcut.weight
         assert weight.diagonal().eq(1).all()
@@ -120,7 +120,7 @@ class TestLocalNCE(MethodTester):
         batch = self.batch()
         for backbone, stage, channels in ((TINY_VIT, -1, 32), (TINY_RESNET, 0, 8), (TINY_RESNET, 2, 16)):
             config = DeepInfoMaxConfig(**SMALL | dict(backbone_config=backbone, map_stage=stage, global_weight=1.0))
-            assert map_channels(config) == channels
+            assert map_channels(config.backbone_config, stage, "map_stage") == channels
             model = DeepInfoMaxForPreTraining(config).train()
             model(**batch).loss.backward()
         with pytest.raises(ValueError, match="^map_stage=3 is none of the 3 hidden_states of backbone_config"):
