@@ -15,6 +15,7 @@ from ._resnet import SSLResNetBackbone, SSLResNetConfig, SSLResNetForImageClassi
 from ._sobel import SSLSobelConfig, SSLSobelModel
 from ._two_halves import SSLTwoHalvesConfig, SSLTwoHalvesModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
+from .amdim import AMDIMConfig, AMDIMForPreTraining
 from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
@@ -36,6 +37,7 @@ from .simclr import SimCLRConfig, SimCLRForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
+    "amdim": AMDIMForPreTraining,
     "barlow_twins": BarlowTwinsForPreTraining,
     "bert": BERTForPreTraining,
     "clip": CLIPForPreTraining,
@@ -78,6 +80,8 @@ for _auto, _model in (
     _auto.register(_model.config_class, _model, exist_ok=True)
 
 __all__ = [
+    "AMDIMConfig",
+    "AMDIMForPreTraining",
     "METHODS",
     "BarlowTwinsConfig",
     "BarlowTwinsForPreTraining",
