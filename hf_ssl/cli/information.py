@@ -15,7 +15,9 @@ from ..training.arguments import check_known
 
 RESULTS = CARDS / "results"
 PROOF_ROWS = ("random_initialisation", "pretrained")
-PAPER = re.compile(r"(?:((?:van den )?\w+(?: et al\.| and \w+)? \d{4})[,:]?\s+)?(https://arxiv\.org/abs/([\d.]+\d))")
+PAPER = re.compile(
+    r"(?:((?:van den )?\w+(?: et al\.| and (?:van der )?\w+)? \d{4})[,:]?\s+)?(https://arxiv\.org/abs/([\d.]+\d))"
+)
 
 
 def list_command(arguments):

@@ -16,7 +16,7 @@ CELL, GAP, MARGIN, HEAD = 0.62, 0.35, 0.05, 0.45
 
 def save_reconstructions(model, rows, decoder, processor, path, count=8):
     """For methods with `reconstruct`: original, masked and reconstructed, `count` rows under a fixed mask."""
-    images = spread_images(rows, decoder.column, decoder.channels, count)
+    images = list(spread_images(rows, decoder.column, decoder.channels, count).values())
     inputs = processor(images, return_tensors="pt", input_data_format="channels_first")
     pixel_values = inputs.pixel_values.to(model.device)
     noise = torch.rand(len(images), model.grid**2, generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -29,7 +29,7 @@ def save_reconstructions(model, rows, decoder, processor, path, count=8):
 
 def save_views(model, rows, decoder, processor, path, count=8):
     """For methods that compare views: `count` rows, and two views of each below it."""
-    images = spread_images(rows, decoder.column, decoder.channels, count)
+    images = list(spread_images(rows, decoder.column, decoder.channels, count).values())
     batch = decoder.view(**decoder.collate(list(images), torch.arange(len(images))))
     views = [to_uint8(batch[name], decoder.view.mean, decoder.view.std) for name in ("pixel_values", "pixel_values_2")]
     _save_lines(path, ("original", "view 1", "view 2"), [images, *views])
@@ -38,9 +38,13 @@ def save_views(model, rows, decoder, processor, path, count=8):
 def save_pretext(model, rows, decoder, processor, path, count=8):
     """For methods with `pretext_lines`: their task on `count` rows, with the frame green where the model is right."""
     images = spread_images(rows, decoder.column, decoder.channels, count)
-    inputs = processor(images, return_tensors="pt", input_data_format="channels_first")
-    pixel_values, numbers = inputs.pixel_values.to(model.device), torch.arange(len(images), device=model.device)
-    lines = model.eval().pretext_lines(pixel_values, sample_indices=numbers, sample_seeds=numbers)
+    inputs = processor(list(images.values()), return_tensors="pt", input_data_format="channels_first")
+    numbers = torch.tensor(list(images), device=model.device)
+    lines = model.eval().pretext_lines(
+        inputs.pixel_values.to(model.device),
+        sample_indices=numbers,
+        sample_seeds=torch.arange(len(images)).to(numbers),
+    )
     pictures = [to_uint8(line.images, processor.image_mean, processor.image_std) for line in lines]
     colours = [
         line.right if line.right is None else [RIGHT if each else WRONG for each in line.right.tolist()]

@@ -11,6 +11,8 @@ makes of all rows before it has learnt anything, the code's with random numbers,
 crops have the same size; colours change crop by crop, the paper's tile by tile; batch statistics are those of all processes.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
@@ -101,8 +103,7 @@ class PIRLForPreTraining(SSLModel):
         features = self.embed(pixel_values)  # (N, D)
         tiles = self.shuffled_tiles(pixel_values if pixel_values_2 is None else pixel_values_2, sample_seeds)
         image_queries = F.normalize(self.projector(features).float(), dim=1)  # (N, P)
-        described = self.tile_projector(tile_features(self.backbone, tiles))  # (N, T, P)
-        tiles_queries = F.normalize(self.tiles_projector(described.flatten(1)).float(), dim=1)  # (N, P)
+        tiles_queries = self.tiles_queries(self.backbone, tiles)  # (N, P)
 
         image_loss, _ = own_row_loss(
             image_queries, self.bank, sample_indices, config.temperature, self.image_nce, noise
@@ -121,6 +122,11 @@ class PIRLForPreTraining(SSLModel):
             projections_2=tiles_queries.detach(),
             metrics=metrics | {"image_loss": image_loss.detach(), "tiles_loss": tiles_loss.detach()},
         )
+
+    def tiles_queries(self, backbone, tiles):
+        """(N, T, C, s, s) to unit vectors, (N, P), float32."""
+        described = self.tile_projector(tile_features(backbone, tiles))  # (N, T, P)
+        return F.normalize(self.tiles_projector(described.flatten(1)).float(), dim=1)
 
     def before_epoch(self, epoch, features):
         """The bank begins with what the network makes of all rows before it has learnt anything."""
@@ -149,10 +155,17 @@ class PIRLForPreTraining(SSLModel):
     @torch.no_grad()
     def pretext_lines(self, pixel_values, sample_indices, sample_seeds):
         """The images, their shuffled tiles, above these at which place the tiles have the image's own row among all rows, and
-        of the others here the one whose row is nearest to them."""
-        tiles = in_grid(self.shuffled_tiles(pixel_values, sample_seeds), gap=1)
-        logits = self(pixel_values, sample_indices, sample_seeds=sample_seeds).logits
-        recognized = recognition_lines("shuffled tiles", tiles, pixel_values, logits, sample_indices)
+        of the others here the one whose row is nearest to them. Tiles are normalised by their own statistics, as in training:
+        the running ones are of images too."""
+        tiles = self.shuffled_tiles(pixel_values, sample_seeds)
+        queries = self.tiles_queries(copy.deepcopy(self.backbone).train(), tiles)
+        recognized = recognition_lines(
+            "shuffled tiles",
+            in_grid(tiles, gap=1),
+            pixel_values,
+            queries @ self.bank.to(queries.dtype).T,
+            sample_indices,
+        )
         return [PretextLine("image", pixel_values), *recognized]
 
     @torch.no_grad()

@@ -154,10 +154,15 @@ def labelled_images(data, image_column, label_column, channels):
 
 def first_images(data, image_column, channels, count):
     """The first `count` images that can be decoded, or as many as there are, uint8 (channels, H, W), photographs reduced."""
-    images, reason = [], "the data are empty"
-    for row in data:
+    return list(_first(data, image_column, channels, count).values())
+
+
+def _first(data, image_column, channels, count):
+    """{row: image} of `first_images`."""
+    images, reason = {}, "the data are empty"
+    for row, values in enumerate(data):
         try:
-            images.append(_reduced(decode_image(row[image_column], channels)))
+            images[row] = _reduced(decode_image(values[image_column], channels))
         except Exception as error:
             reason = one_line(error)
         if len(images) == count:
@@ -170,14 +175,15 @@ def first_images(data, image_column, channels, count):
 
 
 def spread_images(data, image_column, channels, count):
-    """`count` images that can be decoded, or as many as there are, spread evenly over the rows, since rows often lie class by
-    class; of a stream the first."""
+    """{row: image} of `count` images that can be decoded, or as many as there are, spread evenly over the rows, since rows
+    often lie class by class; of a stream the first."""
     if not isinstance(data, datasets.Dataset) or len(data) <= count:
-        return first_images(data, image_column, channels, count)
-    images, edges = [], [len(data) * i // count for i in range(count + 1)]
+        return _first(data, image_column, channels, count)
+    images, edges = {}, [len(data) * i // count for i in range(count + 1)]
     for start, stop in pairwise(edges):
         try:
-            images += first_images(data.select(range(start, stop)), image_column, channels, 1)
+            part = _first(data.select(range(start, stop)), image_column, channels, 1)
+            images |= {start + row: image for row, image in part.items()}
         except InputError as error:
             reason = error
     if not images:

@@ -56,7 +56,7 @@ class PatchNeighbours:
         test, column = image_rows(source.drawn(source.test_rows()), *source.columns)
         source.found["image_column"] = column
         pretrained = encoders["pretrained"]
-        images = spread_images(test, column, pretrained.channels, IMAGES)
+        images = list(spread_images(test, column, pretrained.channels, IMAGES).values())
         if len(images) < 2:
             raise InputError(f"patch_neighbours needs at least 2 images that can be decoded, found {len(images)}.")
         patches, boxes = cut_patches(images, source.seed)
