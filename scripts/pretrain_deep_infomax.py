@@ -15,7 +15,7 @@ PAPER = dict(
     output_dir="outputs/deep_infomax", learning_rate=4e-4, weight_decay=0.0, lr_scheduler_type="constant",
     per_device_train_batch_size=64, num_train_epochs=1000, image_size=64,
 )  # fmt: skip
-# rate, map and sizes by kNN and probes on held-out training images; the prior, with which none of the trials was best, is left out
+# rate, map and sizes by kNN and probes on held-out training images; without the prior, with which no trial was best
 MINUTES = PAPER | dict(
     image_size=28, learning_rate=4e-3, lr_scheduler_type="cosine", num_train_epochs=12, cpu_threads=1,
     dataloader_num_workers=1,

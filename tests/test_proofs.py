@@ -25,6 +25,8 @@ MARGINS = {
     "jigsaw": {"linear_probe": 1.0, "knn": 1.5},
     "mae": {"linear_probe": 5.0, "knn": 5.0},
     "moco": {"linear_probe": 4.0, "knn": 5.0},
+    "nat": {"linear_probe": 3.0, "knn": 4.0},
+    "pirl": {"linear_probe": 3.0, "knn": 6.0},
     "relative_position": {"linear_probe": 1.5},
     "rotation": {"linear_probe": 4.0, "knn": 7.0},
     "simclr": {"linear_probe": 4.0, "knn": 5.0},
