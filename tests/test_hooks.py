@@ -185,6 +185,15 @@ def test_rows_without_numbers_are_refused_before_training(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_an_epoch_cannot_begin_with_is_one_sentence(shards, tmp_path):
+    class Refuses(Remembers):
+        def before_epoch(self, epoch, features):
+            raise ValueError("All images are the same.")
+
+    with pytest.raises(InputError, match=r"^All images are the same\.$"):
+        pretrain(shards, tmp_path / "run", Refuses)
+
+
 @strict
 class ConsistentConfig(SSLConfig):
     model_type = "ssl_consistent"

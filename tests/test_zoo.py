@@ -21,7 +21,7 @@ from hf_ssl.training import arguments
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_ssl"
 FOLDER = PACKAGE / "methods"
-ALLOWED = {"torch", "transformers", "huggingface_hub", "faiss", "sklearn"}  # the last two within functions
+ALLOWED = {"torch", "transformers", "huggingface_hub", "faiss", "scipy", "sklearn"}  # the last three within functions
 PRESETS = {  # of the scripts that there are: `test_a_method_is_complete` names those that lack
     (name, preset): recipe
     for name in METHODS

@@ -270,8 +270,11 @@ def _begin_epoch(accelerator, model, loader, epoch, seed, optimizer):
     parameters that were drawn anew the first one's values and an optimizer that knows nothing of the old ones."""
     _seed(accelerator.device, seed_from(seed, epoch, -1))  # for what it draws: alike in all processes
     model.eval()
-    with torch.no_grad():
-        drawn = model.before_epoch(epoch, lambda: _features_of_all_rows(accelerator, model, loader, epoch)) or ()
+    try:
+        with torch.no_grad():
+            drawn = model.before_epoch(epoch, lambda: _features_of_all_rows(accelerator, model, loader, epoch)) or ()
+    except ValueError as error:  # of data that do not fit the method
+        raise InputError(str(error)) from error
     model.train()
     for tensor in (*model.buffers(), *(parameter.data for parameter in drawn)):
         broadcast(tensor)
