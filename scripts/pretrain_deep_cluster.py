@@ -27,7 +27,7 @@ PRESETS = {
     "resnet18": Preset(
         dict(backbone_config=RESNET18, num_clusters=1000), PAPER | dict(image_size=96), "96 px, thousands of photos"
     ),
-    "alexnet": Preset({}, PAPER, "224 px, the paper's, for a million images"),
+    "alexnet": Preset(dict(sobel=True), PAPER, "224 px, the paper's, for a million images"),
 }
 
 

@@ -5,8 +5,8 @@ k-means is faiss's, as there: a cluster that loses all its rows gets half of a l
 epoch, and the loss weighs each by the inverse size of its cluster, which has the expectation of the paper's sampling
 uniformly over clusters but rarely shows the rows of large ones less often; the head takes the pooled features, which are
 clustered too, where the paper's has two hidden layers and clusters before their last ReLU; the head has momentum, which
-starts at 0 with each new head, and a tenth of the rate, so that its steps are as long as the paper's without momentum; no
-Sobel filter in front, with which no native encoder could be released; batch statistics are those of all processes.
+starts at 0 with each new head, and a tenth of the rate, so that its steps are as long as the paper's without momentum; batch
+statistics are those of all processes.
 """
 
 import torch
@@ -22,6 +22,7 @@ from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._distributed import gather, rank, world_size
 from ._initialization import draw_as_torch
+from ._sobel import behind_sobel
 
 
 @strict
@@ -32,7 +33,7 @@ class DeepClusterConfig(SSLConfig):
     command line. num_clusters: K. principal_components: of the features, those that are clustered, whitened; at most as
     many as there are features. iterations: of k-means. reassign_epochs: from one clustering to the next.
     head_rate: of the head, as a part of the others' learning rate; 0.1, with momentum 0.9, makes steps as long as the paper's
-    without momentum.
+    without momentum. sobel: the network sees gradients, not colours, as the paper's does.
     """
 
     model_type = "ssl_deep_cluster"
@@ -45,6 +46,7 @@ class DeepClusterConfig(SSLConfig):
     iterations: int = 20
     reassign_epochs: int = 1
     head_rate: float = 0.1
+    sobel: bool = False
 
     def validate_ranges(self):
         self.check_least(num_samples=0, num_clusters=2, principal_components=1, iterations=1, reassign_epochs=1)
@@ -58,6 +60,8 @@ class DeepClusterForPreTraining(SSLModel):
     uses_sample_indices = True
 
     def __init__(self, config: DeepClusterConfig):
+        if config.sobel:
+            config.backbone_config = behind_sobel(config.backbone_config)
         super().__init__(config)
         width = check_backbone(config.backbone_config)
         self.backbone = build_backbone(config.backbone_config)

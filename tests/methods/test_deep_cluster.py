@@ -170,6 +170,15 @@ class TestDeepCluster(MethodTester):
             assert found.keys() == expected.keys()
             assert all(np.array_equal(found[name], value) for name, value in expected.items())
 
+    def test_sobel_hides_colours(self):
+        model, pixels = (
+            DeepClusterForPreTraining(DeepClusterConfig(**self.config, sobel=True)).eval(),
+            self.batch()["pixel_values"],
+        )
+        pixels = pixels * torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1)
+        torch.testing.assert_close(model.embed(pixels.roll(1, dims=1)), model.embed(pixels))
+        assert model.export_encoder().config.model_type == "ssl_sobel"
+
     def test_what_cannot_be_clustered_is_refused(self):
         with pytest.raises(ValueError, match="^num_clusters must be at most the number of rows, 3, found 4"):
             DeepClusterForPreTraining(DeepClusterConfig(**self.config | dict(num_samples=3))).check_batch(8, 1)
