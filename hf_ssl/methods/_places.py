@@ -98,8 +98,10 @@ def as_map(hidden, shape, backbone):
 
 def score_lines(images, scores, sides):
     """Three lines of a picture: images, (N, C, H, W), and how their places score with their own vector and with that of
-    another image, the next one, bright for high. scores: (N, N, l), vectors by images. sides: of the map, whose product is l."""
+    another image, the next one, bright for high. scores: (N, N, l), vectors by images; as InfoNCE sees only how those of one
+    vector differ, they are taken relative to the log of their mean exponential. sides: of the map, whose product is l."""
     rows = torch.arange(len(scores), device=scores.device)
+    scores = scores - scores.flatten(1).logsumexp(1)[:, None, None]  # but for a constant
     maps = torch.stack([scores[rows, rows], scores[rows.roll(1), rows]])  # (2, N, l)
     low, high = maps.amin((0, 2), keepdim=True), maps.amax((0, 2), keepdim=True)
     dark, bright = images.amin(), images.amax()

@@ -8,6 +8,7 @@ from methods.test_deep_infomax import waves
 from methods.tester import TINY_RESNET, MethodTester
 
 from hf_ssl import AMDIMConfig, AMDIMForPreTraining
+from hf_ssl.methods._places import critic_loss
 
 GRIDS = dict(coarse_stage=-1, fine_stage=-2, coarse_grid=2, fine_grid=3)
 
@@ -60,6 +61,28 @@ class TestAMDIM(MethodTester):
         assert output.loss.item() == pytest.approx(sum(losses.values()) + penalty, rel=1e-5)
         assert output.metrics["most_nats"].item() == pytest.approx(math.log(7 * 9 + 1))
         assert output.metrics["nats"].item() == pytest.approx(math.log(7 * 9 + 1) - losses["1_to_7"], abs=1e-4)
+
+    def test_loss_is_that_of_the_authors_code(self):
+        """Recorded from NCE_MI_MULTI of costs.py, commit 627eca3, whose penalty has its weight in it."""
+        model = AMDIMForPreTraining(AMDIMConfig(**self.config | dict(projection_size=8)))
+
+        def waves(phases, *shape):
+            numbers = 1.7 * torch.arange(float(torch.Size(shape).numel())).view(shape)
+            return [2 * (phase + numbers).sin() for phase in phases]
+
+        vectors, coarse, fine = waves((0.1, 0.2), 4, 8), waves((0.3, 0.4), 4, 25, 8), waves((0.5, 0.6), 4, 49, 8)
+        places = torch.tensor([[0, 24], [7, 3], [12, 12], [20, 1]])
+        sources = [view[torch.arange(4), places[:, number]] for number, view in enumerate(coarse)]
+        penalty = 0.0
+        for own, other, loss in (
+            (vectors, coarse, 7.8931241),
+            (vectors, fine, 8.6585350),
+            (sources, coarse, 8.0134926),
+        ):
+            both = [model.scores(own[view], other[1 - view]) for view in (0, 1)]
+            assert sum(critic_loss(scores, "nce") for scores, _ in both).item() / 2 == pytest.approx(loss, abs=1e-5)
+            penalty += 0.05 * sum(square for _, square in both).item() / 2
+        assert penalty == pytest.approx(2.3439147, abs=1e-5)
 
     def test_a_place_is_drawn_for_each_view(self):
         seeds = torch.arange(4000)
