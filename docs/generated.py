@@ -234,6 +234,11 @@ def metrics_of(model):
         if isinstance(node, ast.Assign)
         and any(getattr(name, "id", "") == "metrics" for target in node.targets for name in ast.walk(target))
     ]
+    given += [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AugAssign) and getattr(node.target, "id", "") == "metrics"
+    ]
     names = []
     for node in itertools.chain.from_iterable(map(ast.walk, given)):
         if isinstance(node, ast.Dict):
