@@ -102,14 +102,14 @@ def score_lines(images, scores, sides):
     vector differ, they are taken relative to the log of their mean exponential. sides: of the map, whose product is l."""
     rows = torch.arange(len(scores), device=scores.device)
     scores = scores - scores.flatten(1).logsumexp(1)[:, None, None]  # but for a constant
-    maps = torch.stack([scores[rows, rows], scores[rows.roll(1), rows]])  # (2, N, l)
+    maps = torch.stack([scores[rows, rows], scores[rows.roll(-1), rows]])  # (2, N, l)
     low, high = maps.amin((0, 2), keepdim=True), maps.amax((0, 2), keepdim=True)
-    dark, bright = images.amin(), images.amax()
-    shades = dark + (bright - dark) * (maps - low) / (high - low).clamp(min=1e-6)
-    shades = F.interpolate(shades.unflatten(2, sides), images.shape[-2:])[:, :, None].expand(-1, *images.shape)
+    shades = F.interpolate(((maps - low) / (high - low).clamp(min=1e-6)).unflatten(2, sides), images.shape[-2:])
+    dark, bright = (limit[:, None, None] for limit in (images.amin((0, 2, 3)), images.amax((0, 2, 3))))
+    shades = dark + (bright - dark) * shades[:, :, None]  # (2, N, C, H, W)
     own, other = maps.mean(2)
     return [
         PretextLine("image", images),
-        PretextLine("its places, by\nits own vector", shades[0], own > other),
-        PretextLine("its places, by\nanother's vector", shades[1]),
+        PretextLine("scored by\nits vector", shades[0], own > other),
+        PretextLine("scored by\nanother's", shades[1]),
     ]
