@@ -2,7 +2,7 @@
 
 hf-ssl pretrain deep_cluster                                 # the embedded images, a few minutes on a CPU
 hf-ssl pretrain deep_cluster --backbone resnet18 --dataset_name path/to/images --output_dir runs/mine
-hf-ssl pretrain deep_cluster --backbone resnet18 --config_overrides num_clusters=500 --dataset_name path/to/images
+hf-ssl pretrain deep_cluster --config_overrides num_clusters=50,reassign_epochs=1 --output_dir runs/coarse
 """
 
 from hf_ssl import DeepClusterForPreTraining
