@@ -160,7 +160,7 @@ def test_help_has_the_presets_defaults_the_settings_and_the_protocols():
         (["pretrain", "mocoo"], "The method 'mocoo' is unknown: expected one of "),
         (["pretrain", "mae.py"], "The method 'mae.py' is unknown: expected one of "),
         (["pretrain", "mae", "--mixed_precision", "fp16"], "mixed_precision 'fp16' cannot be had on a CPU"),
-        (["list", "moko"], "method 'moko' is unknown: expected one of barlow_twins"),
+        (["list", "moko"], "method 'moko' is unknown: expected one of amdim"),
         (["pretrain", "mae", "--num_processes", "many"], "num_processes must be a number of at least 1, found 'many'"),
         (["pretrain", "mae", "--eval_protocols", "phones"], "eval_protocols 'phones' is unknown: expected one of none, knn"),
         (["verify", "nowhere"], "repo_id 'nowhere' is no repository of the Hub: expected org/name"),

@@ -114,9 +114,9 @@ def test_named_methods_are_trained_at_one_budget_and_once(pictures, tmp_path):  
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nothing"], "runs: 'nothing' is no folder, and no method: expected some of barlow_twins"),
+        (["nothing"], "runs: 'nothing' is no folder, and no method: expected some of amdim"),
         (["mae", "--seed", "1"], "--seed is a flag of the training: give --max_steps"),
-        (["tests", "--max_steps", "2"], "max_steps trains methods: expected some of barlow_twins"),
+        (["tests", "--max_steps", "2"], "max_steps trains methods: expected some of amdim"),
         ([str(ROOT / "tests")], "runs: no evaluated run was found"),
     ],
 )

@@ -114,6 +114,7 @@ def test_what_a_file_lacks_is_told(release, tmp_path, caplog):
 SMALL = {  # of each architecture that we release; the defaults of the others are small enough
     "SSLResNet": {name: value for name, value in TINY_RESNET.items() if name != "model_type"} | {"num_labels": 16},
     "SSLAlexNet": {"stride": 1, "hidden_sizes": [8, 8, 8, 8, 16], "num_labels": 16},
+    "SSLSobel": {"encoder_config": TINY_RESNET | {"num_channels": 2}},
     "SSLTwoHalves": {
         half: TINY_RESNET | {"num_channels": channels}
         for half, channels in (("first_config", 1), ("second_config", 2))

@@ -87,9 +87,11 @@ class SSLSobelModel(PreTrainedModel):
         self.encoder = AutoModel.from_config(config.encoder_config, dtype=torch.get_default_dtype())
         self.post_init()
 
-    def forward(self, pixel_values, **kwargs):
+    def forward(self, pixel_values, output_hidden_states=None, **kwargs):
         """pixel_values: (N, C, H, W)."""
-        return self.encoder(self.sobel(pixel_values), **kwargs)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return self.encoder(self.sobel(pixel_values), output_hidden_states=output_hidden_states, **kwargs)
 
 
 def behind_sobel(config):

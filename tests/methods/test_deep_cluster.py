@@ -63,7 +63,7 @@ class TestDeepCluster(MethodTester):
         model.eval().requires_grad_(False).before_epoch(0, lambda: points)
         return model
 
-    def test_loss_is_the_mean_over_clusters(self):
+    def test_loss_equals_a_slow_mean_over_clusters(self):
         """By a slow formula: each row counts by the inverse size of its cluster in the data."""
         model, batch = self.model().eval(), self.batch()
         model.assignments.copy_(torch.tensor([0] * 10 + [1, 1, 2, 2, 2, 3]))

@@ -181,7 +181,7 @@ def test_estimators_equal_slow_formulas():
 
 
 @pytest.mark.parametrize("estimator, information, count", [("dv", 1, 256), ("nce", 1, 256), ("nce", 3, 8)])
-def test_estimates_of_gaussians(scripts, estimator, information, count):
+def test_estimates_of_gaussians(estimator, information, count):
     """Of a critic with the right form, on pairs that it has not seen, `count` of them at a time."""
     from hf_ssl.scripts.benchmarks.estimators import estimate
 

@@ -1,3 +1,4 @@
+import copy
 import math
 from collections import Counter
 
@@ -115,11 +116,14 @@ class TestPIRL(MethodTester):
 
     @torch.no_grad()
     def test_the_picture_says_where_the_own_row_stands(self):
+        """Of tiles that are normalised as in training; no statistics are kept."""
         model, batch = self.model().eval(), self.batch()
-        batch["pixel_values_2"] = batch["pixel_values"]
-        _, tiles = self.queries(model, batch)
-        scores, rows = tiles @ model.bank.double().numpy().T, batch["sample_indices"]
         del batch["pixel_values_2"]
+        with torch.no_grad():
+            tiles = model.shuffled_tiles(batch["pixel_values"], batch["sample_seeds"])
+            queries = model.tiles_queries(copy.deepcopy(model.backbone).train(), tiles).double().numpy()
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        scores, rows = queries @ model.bank.double().numpy().T, batch["sample_indices"]
         image, shuffled, nearest = model.pretext_lines(**batch)
         assert shuffled.images.shape == (8, 3, 26, 26) and torch.equal(image.images, batch["pixel_values"])
         for i in range(8):
@@ -127,6 +131,8 @@ class TestPIRL(MethodTester):
             assert shuffled.captions[i] == f"place {place}" and shuffled.right[i] == (place == 1)
             other = max((j for j in range(8) if j != i), key=lambda j: scores[i, rows[j]])
             assert torch.equal(nearest.images[i], batch["pixel_values"][other])
+
+        assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
     def test_half_precision_is_finite(self):
         for loss in ("nce", "softmax"):
