@@ -16,7 +16,7 @@ PAPER = dict(
     output_dir="outputs/deep_cluster", optim="sgd", learning_rate=0.05, weight_decay=1e-5, lr_scheduler_type="constant",
     min_crop_scale=0.08, per_device_train_batch_size=256, num_train_epochs=200, eval_protocols="knn,linear_probe,clusters",
 )  # fmt: skip
-# views, rate and clusters by kNN and probes on held-out training images. The rate does not fall: each new head has to learn
+# rate and clusters by kNN and probes on held-out training images. The rate does not fall: each new head has to learn
 MINUTES = PAPER | dict(
     image_size=28, views="moco_v1", learning_rate=0.2, min_crop_scale=None, num_train_epochs=16,
     per_device_train_batch_size=128, cpu_threads=1, dataloader_num_workers=1,

@@ -15,7 +15,7 @@ PAPER = dict(
     output_dir="outputs/nat", optim="sgd", momentum=0.0, learning_rate=0.01, weight_decay=0.0, lr_scheduler_type="constant",
     per_device_train_batch_size=256, num_train_epochs=100,
 )  # fmt: skip
-# momentum, rate, views and the small sphere, on which batches of minutes can place images, by kNN and probes on held-out
+# rate, views and the small sphere, on which batches of minutes can place images, by kNN and probes on held-out
 # training images
 MINUTES = PAPER | dict(
     image_size=28, views="moco_v1", momentum=0.9, learning_rate=0.0015, weight_decay=5e-4, lr_scheduler_type="cosine",

@@ -9,6 +9,16 @@ from ._noise_contrastive import draw_noise
 from ._random import NOISE_ROWS_STREAM, fold_in
 
 
+def check_bank(config, losses):
+    """Raises ValueError unless `loss`, one of `losses`, `temperature` and `bank_momentum` of a config can be."""
+    if config.loss not in losses:
+        raise ValueError(f"loss must be one of {', '.join(losses)}, found '{config.loss}'.")
+    if config.temperature <= 0:
+        raise ValueError(f"temperature must be positive, found {config.temperature}.")
+    if not 0 <= config.bank_momentum < 1:
+        raise ValueError(f"bank_momentum must lie in [0, 1), found {config.bank_momentum}.")
+
+
 def own_row_loss(queries, bank, indices, temperature, noise_contrastive_loss=None, noise=None):
     """(loss, metrics) of queries (N, P), whose own rows of the bank, (n, P), are `indices`, (N,) int64.
 

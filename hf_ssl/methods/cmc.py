@@ -24,7 +24,7 @@ from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._initialization import draw_as_torch
 from ._memory import fill_bank, move_rows
 from ._noise_contrastive import NoiseContrastiveLoss
-from ._own_rows import draw_noise_rows, own_row_loss, recognition_lines
+from ._own_rows import check_bank, draw_noise_rows, own_row_loss, recognition_lines
 from ._two_halves import CHANNELS, SSLTwoHalvesConfig
 
 LOSSES = ("nce", "softmax")
@@ -55,12 +55,7 @@ class CMCConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(num_samples=0, projection_size=1, noise_samples=1)
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, found '{self.loss}'.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
-        if not 0 <= self.bank_momentum < 1:
-            raise ValueError(f"bank_momentum must lie in [0, 1), found {self.bank_momentum}.")
+        check_bank(self, LOSSES)
 
 
 class CMCForPreTraining(SSLModel):

@@ -23,7 +23,7 @@ from ._information import information_bound
 from ._initialization import draw_as_torch
 from ._memory import fill_bank, move_rows
 from ._noise_contrastive import NoiseContrastiveLoss
-from ._own_rows import draw_noise_rows, own_row_loss, recognition_lines
+from ._own_rows import check_bank, draw_noise_rows, own_row_loss, recognition_lines
 
 LOSSES = ("nce", "softmax", "parametric")
 
@@ -54,12 +54,7 @@ class InstanceDiscriminationConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(num_samples=0, projection_size=1, noise_samples=1, proximal_weight=0)
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, found '{self.loss}'.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
-        if not 0 <= self.bank_momentum < 1:
-            raise ValueError(f"bank_momentum must lie in [0, 1), found {self.bank_momentum}.")
+        check_bank(self, LOSSES)
         if self.loss == "parametric" and self.proximal_weight:
             raise ValueError(f"loss=parametric has no bank: expected proximal_weight=0, found {self.proximal_weight}.")
 

@@ -27,7 +27,7 @@ from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._initialization import draw_as_torch
 from ._memory import fill_bank, move_rows
 from ._noise_contrastive import NoiseContrastiveLoss
-from ._own_rows import draw_noise_rows, own_row_loss, recognition_lines
+from ._own_rows import check_bank, draw_noise_rows, own_row_loss, recognition_lines
 from ._random import TILE_ORDER_STREAM, TILE_STREAM, fold_in, uniform
 from ._tiles import cut_tiles, grid_corners, in_grid, tile_features
 
@@ -61,12 +61,7 @@ class PIRLConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(num_samples=0, grid=2, tile_size=2, projection_size=1, noise_samples=1)
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, found '{self.loss}'.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
-        if not 0 <= self.bank_momentum < 1:
-            raise ValueError(f"bank_momentum must lie in [0, 1), found {self.bank_momentum}.")
+        check_bank(self, LOSSES)
         if not 0 <= self.tiles_weight <= 1:
             raise ValueError(f"tiles_weight must lie in [0, 1], found {self.tiles_weight}.")
 
