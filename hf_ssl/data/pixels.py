@@ -149,3 +149,33 @@ def gaussian_blur(pixels, sigma, kernel_size):
 def solarize(pixels):
     """Images with what is brighter than 0.5 inverted."""
     return torch.minimum(pixels, 1 - pixels)
+
+
+def move(pixels, offsets):
+    """Images (N, C, H, W) moved by `offsets`, (N, 2) whole pixels downwards and to the right, mirrored at their borders."""
+    n, _, height, width = pixels.shape
+    rows, columns = (
+        _mirrored(torch.arange(length, device=pixels.device) - offset[:, None], length)
+        for length, offset in ((height, offsets[:, 0]), (width, offsets[:, 1]))
+    )  # (N, H), (N, W): where each pixel comes from
+    sample = torch.arange(n, device=pixels.device)[:, None, None]
+    return pixels.movedim(1, -1)[sample, rows[:, :, None], columns[:, None]].movedim(-1, 1)
+
+
+def _mirrored(places, length):
+    """Places outside 0 .. length - 1 mirrored at the first and last pixel, which stand once."""
+    period = max(1, 2 * (length - 1))
+    places = places % period
+    return torch.minimum(places, period - places)
+
+
+def cut_out(pixels, square, side):
+    """Grey squares in images (N, C, H, W). square: (N, 2), its centre's place downwards and to the right, in [0, 1). side: as a
+    part of the image's; what lies outside is cut off. DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552."""
+    inside = []
+    for axis, length in ((0, pixels.shape[2]), (1, pixels.shape[3])):
+        centre = (square[:, axis, None] * length).floor()  # (N, 1)
+        place = torch.arange(length, device=pixels.device) - centre + length * side / 2
+        inside.append((place >= 0) & (place < length * side))  # (N, length)
+    hole = (inside[0][:, :, None] & inside[1][:, None])[:, None]  # (N, 1, H, W)
+    return pixels.masked_fill(hole, 0.5)

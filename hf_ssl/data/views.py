@@ -14,16 +14,20 @@ import torch
 from ..methods._random import (
     BLUR_STREAM,
     CROP_STREAM,
+    CUTOUT_STREAM,
     FLIP_STREAM,
     GREY_STREAM,
     JITTER_STREAM,
+    MOVE_STREAM,
+    RAND_AUGMENT_STREAM,
     SOLARIZE_STREAM,
     VIEW_STREAM,
     fold_in,
     uniform,
 )
 from .crops import crop_and_flip, random_crop_boxes, random_square_boxes
-from .pixels import apply_to, color_jitter, gaussian_blur, grayscale, place_of_hue, solarize
+from .pixels import apply_to, color_jitter, cut_out, gaussian_blur, grayscale, move, place_of_hue, solarize
+from .rand_augment import rand_augment
 
 LEAST_CENTER_CROP = 128  # pixels: smaller images are evaluated whole
 BLUR_SIGMA = (0.1, 2.0)  # pixels
@@ -111,7 +115,9 @@ class ViewRecipe:
 
     scale, ratio: of the crop's area and sides, as in torchvision. interpolation: "bilinear" or "bicubic". color_jitter:
     ranges of brightness, contrast, saturation and hue as torchvision's ColorJitter takes them, all multiplied by
-    jitter_strength. grayscale_first: before the jitter.
+    jitter_strength. grayscale_first: before the jitter. move: by how much of its side an image is moved at most, each way, its
+    borders mirrored. rand_augment: how many operations of RandAugment follow. cutout: the side of a grey square that is put
+    at a random place, as a part of the view's.
     Deviations: the blur is torchvision's, with a kernel of a tenth of the size and reflected borders, where MoCo's is
     PIL's and SimCLR's has zeros around; contrast turns around the mean grey, where SimCLR's turns around each channel's.
     """
@@ -126,6 +132,9 @@ class ViewRecipe:
     jitter_strength: float = 1.0
     grayscale_first: bool = False
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    move: float = 0.0
+    rand_augment: int = 0
+    cutout: float = 0.0
 
     def boxes(self, seeds, heights, widths):
         """(N, 4): the crop of each image."""
@@ -150,11 +159,18 @@ class ViewRecipe:
             "blurred": blur[:, 0] < self.blur_probability,
             "sigma": BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * blur[:, 1],
             "solarized": solar < self.solarize_probability,
+            "offsets": self.move * (2 * uniform(fold_in(seeds, MOVE_STREAM), 2) - 1),
+            "operation_seeds": fold_in(seeds, RAND_AUGMENT_STREAM),
+            "square": uniform(fold_in(seeds, CUTOUT_STREAM), 2),
         }
 
-    def augment(self, images, size, flip, factors, turns, grey, blurred, sigma, solarized, boxes=None):
+    def augment(
+        self, images, size, flip, factors, turns, grey, blurred, sigma, solarized, offsets, operation_seeds, square, boxes=None
+    ):  # fmt: skip
         """uint8 images (N, C, H, W) to pixels (N, C, size, size) in [0, 1]. boxes: None if the images are crops already."""
         pixels = crop_and_flip(images, boxes, size, flip, self.interpolation)
+        if self.move:
+            pixels = move(pixels, (offsets * size).round().long())
         if self.grayscale_first:
             pixels = apply_to(grey, grayscale, pixels)
         if self.jitter_probability:
@@ -166,6 +182,10 @@ class ViewRecipe:
             pixels = apply_to(blurred, partial(gaussian_blur, kernel_size=kernel_size), pixels, sigma)
         if self.solarize_probability:
             pixels = apply_to(solarized, solarize, pixels)
+        if self.rand_augment:
+            pixels = rand_augment(pixels, operation_seeds, self.rand_augment)
+        if self.cutout:
+            pixels = cut_out(pixels, square, self.cutout)
         return pixels
 
 
@@ -273,11 +293,16 @@ BYOL = ViewRecipe(
     grayscale_probability=0.2, blur_probability=1.0,
 )  # fmt: skip
 BYOL_2 = replace(BYOL, blur_probability=0.1, solarize_probability=0.2)
+# https://github.com/google-research/fixmatch, libml/augment.py: an eighth of the side; RandAugment and a square of half the side
+WEAK = ViewRecipe(scale=(1.0, 1.0), ratio=(1.0, 1.0), move=0.125)
+STRONG = replace(WEAK, rand_augment=2, cutout=0.5)
 VIEWS = {
     "moco_v1": (MOCO_V1, MOCO_V1),
     "moco_v2": (MOCO_V2, MOCO_V2),
     "simclr": (SIMCLR, SIMCLR),
     "byol": (BYOL, BYOL_2),
+    "weak": (WEAK, WEAK),
+    "weak_and_strong": (WEAK, STRONG),
 }
 
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForImageClassification
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.convnext.modeling_convnext import ConvNextLayer
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer, ResNetEmbeddings
@@ -31,10 +31,10 @@ def check_backbone(config):
             ) from error
 
 
-def build_backbone(config):
+def build_backbone(config, auto_class=AutoModel):
     """A new network of this config, its weights drawn as transformers draws them: in float32, whatever its config says, or in
     the type that `from_pretrained` is building in."""
-    backbone = AutoModel.from_config(config, dtype=torch.get_default_dtype())
+    backbone = auto_class.from_config(config, dtype=torch.get_default_dtype())
     for module in backbone.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True  # an activation less in memory; transformers adds residuals before it
@@ -89,22 +89,45 @@ def freeze_mask_tokens(model):
 
 
 def pooled(backbone, pixel_values, **arguments):
-    """(N, C, H, W) to (N, D): what the released encoder will give as `pooler_output`."""
+    """(N, C, H, W) to (N, D): what the released encoder will give as `pooler_output`; of a classifier what its head reads."""
+    if is_classifier(backbone):
+        return classify(backbone, pixel_values)[1]
     features = getattr(backbone(pixel_values.to(backbone.dtype), **arguments), "pooler_output", None)
     if features is None:
         raise ValueError(f"{type(backbone).__name__} gives no pooler_output.")
     return features.flatten(1)
 
 
+def is_classifier(network):
+    """Whether it is one of transformers' image classifiers, an encoder with its head."""
+    return isinstance(getattr(network, "classifier", None), nn.Module) and network.base_model is not network
+
+
+def classify(classifier, pixel_values):
+    """(N, C, H, W) to (logits (N, K) in float32, features (N, D), what the head reads), of one of transformers' image
+    classifiers."""
+    read = []
+    hook = classifier.classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    try:
+        logits = classifier(pixel_values.to(classifier.dtype)).logits
+    finally:
+        hook.remove()
+    return logits.float(), read[0].flatten(1)
+
+
 def native_copy(backbone):
     """The network as plain transformers builds it, in float32 and eval mode, to be released."""
-    native = AutoModel.from_config(copy.deepcopy(backbone.config), dtype=torch.float32)
+    auto_class = AutoModelForImageClassification if is_classifier(backbone) else AutoModel
+    native = auto_class.from_config(copy.deepcopy(backbone.config), dtype=torch.float32)
     native.load_state_dict(backbone.state_dict())
     return native.eval()
 
 
 def load_parts(network, other, missing=()):
-    """Copy the weights of another network of the same kind, but for those `missing`, by name, in its file."""
+    """Copy the weights of another network of the same kind, but for those `missing`, by name, in its file. Of a classifier
+    only the encoder is copied if `other` has no head."""
+    if is_classifier(network) and not is_classifier(other):
+        network = network.base_model
     weights = other.state_dict()
     own = network.state_dict()
     network.load_state_dict({name: own[name] if name in missing else weights[name] for name in own})

@@ -1,5 +1,7 @@
 """Batch normalisation whose statistics do not depend on how a batch is spread over processes."""
 
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -55,8 +57,23 @@ class SplitBatchNorm(nn.BatchNorm2d):
         return torch.cat(normalized) if len(groups) > 1 else normalized[0]
 
 
+@contextmanager
+def fixed_running_statistics(network):
+    """Within it, passes in training mode normalise by their batch, and the running statistics stay as they are."""
+    norms = [module for module in network.modules() if isinstance(module, GlobalBatchNorm)]
+    for norm in norms:
+        norm.moves_statistics = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.moves_statistics = True
+
+
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Statistics over the samples of all processes, which must hold equally many. torch's own needs GPUs."""
+
+    moves_statistics = True  # see `fixed_running_statistics`
 
     def _check_input_dim(self, x):
         pass  # (N, C) as well as (N, C, H, W)
@@ -64,7 +81,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x):
         if self.training and world_size() > 1:
             return _NormalizeGlobally.apply(x, self.weight, self.bias, self)
-        if self.training and not _is_first_pass():
+        if self.training and not (self.moves_statistics and _is_first_pass()):
             # not None, with which autograd saves fewer tensors than in the first pass
             copies = self.running_mean.clone(), self.running_var.clone()
             return F.batch_norm(x, *copies, self.weight, self.bias, training=True, eps=self.eps)
@@ -82,7 +99,7 @@ class _NormalizeGlobally(torch.autograd.Function):
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)  # within the processes, and between them
         count = world_size() * x.numel() // x.shape[1]
-        if _is_first_pass():
+        if norm.moves_statistics and _is_first_pass():
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
             norm.num_batches_tracked += 1

@@ -30,12 +30,18 @@ NOISE_ROWS_STREAM = 30  # instance discrimination, PIRL, CMC: the rows of the ba
 PRIOR_STREAM = 31  # deep infomax: the adversary's examples of the prior
 TILE_ORDER_STREAM = 32  # PIRL: in which order the tiles lie
 SOURCE_PLACE_STREAM = 33  # amdim: the place of a coarse map that looks for the other view's
+VAT_STREAM = 34  # vat: where the search for the adversarial direction begins
+MIXUP_STREAM = 35  # mixmatch: how much of each of two images
+MIXUP_PARTNER_STREAM = 36  # mixmatch: which two images
 CROP_STREAM = 101  # views: the box
 FLIP_STREAM = 102  # views: whether it is mirrored
 JITTER_STREAM = 103  # views: colour factors and their order
 GREY_STREAM = 104  # views: whether colour is taken away
 BLUR_STREAM = 105  # views: whether it is blurred, and how much
 SOLARIZE_STREAM = 106  # views: whether bright pixels are inverted
+MOVE_STREAM = 107  # views: by how much it is moved
+RAND_AUGMENT_STREAM = 108  # views: which operations of RandAugment, and how strong
+CUTOUT_STREAM = 109  # views: which square is cut out
 CAPTION_STREAM = 111  # image-text pairs: which caption, in which words
 COMPANION_STREAM = 112  # semi-supervised batches: which labelled row accompanies a sample
 VIEW_STREAM = 201  # the first of several views; the others have the next numbers, up to 299
@@ -64,6 +70,11 @@ def uniform(seeds, count):
     """`count` numbers in [0, 1) for each of N seeds: (N,) int64 to (N, count) float32, in steps of 2^-24."""
     bits = fold_in(seeds[:, None], torch.arange(count, device=seeds.device))  # (N, count)
     return _shift_right(bits, 40).float() * 2.0**-24
+
+
+def normal(seeds, count):
+    """`count` numbers of the standard normal distribution for each of N seeds: (N,) int64 to (N, count) float32."""
+    return torch.special.ndtri(uniform(seeds, count).double() + 2.0**-25).float()
 
 
 def seed_from(*numbers):

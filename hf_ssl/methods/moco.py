@@ -23,7 +23,7 @@ from ._distributed import gather, own_part, world_size
 from ._information import information_bound
 from ._initialization import draw_as_torch
 from ._memory import enqueue
-from ._momentum import momentum_update
+from ._momentum import begin_as, momentum_update
 from ._random import SHUFFLE_STREAM, fold_in
 
 
@@ -162,10 +162,8 @@ class MoCoForPreTraining(SSLModel):
             init.copy_(self.queue, F.normalize(torch.randn_like(self.queue), dim=1))
             init.zeros_(self.queue_position)
             # modules are drawn before what holds them: what no file has of the key encoder begins as the query encoder
-            for copied, module in ((self.key_backbone, self.backbone), (self.key_projector, self.projector)):
-                state = module.state_dict()
-                for name, tensor in copied.state_dict(keep_vars=True).items():
-                    init.copy_(tensor, state[name])
+            begin_as(self.key_backbone, self.backbone)
+            begin_as(self.key_projector, self.projector)
         else:
             draw_as_torch(module)  # as in the original
 

@@ -1,0 +1,68 @@
+"""What semi-supervised methods share: labelled and unlabelled images in one pass, how their weights rise, and what they log."""
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForImageClassification
+
+from ._backbone import build_backbone, classify, is_classifier
+from ._batch_norm import GlobalBatchNorm, replace_batch_norm
+
+
+def build_classifier(config):
+    """A new image classifier of transformers of `config.num_labels` classes. Raises ValueError if transformers has none of this
+    kind."""
+    classifier = build_backbone(config, AutoModelForImageClassification)
+    if not is_classifier(classifier):
+        raise ValueError(
+            f"backbone_config of model_type '{config.model_type}' gives a classifier without a head called `classifier`: choose "
+            "another image encoder."
+        )
+    replace_batch_norm(classifier, GlobalBatchNorm)
+    return classifier
+
+
+def classify_together(classifier, labelled, *unlabelled):
+    """Logits of labelled images (B, C, H, W) and of each of `unlabelled` (N, C, H, W), in one pass, whose batch statistics are
+    those of all; and the features of the first unlabelled ones."""
+    sizes = [len(images) for images in (labelled, *unlabelled)]
+    logits, features = classify(classifier, torch.cat([labelled, *unlabelled]))
+    return *logits.split(sizes), features.split(sizes)[1]
+
+
+def sigmoid_ramp(progress):
+    """exp(-5 (1 - t)^2), from 0.007 to 1, and 1 from t = 1 on. progress: t, a scalar tensor."""
+    return torch.exp(-5 * (1 - progress.clamp(0, 1)).square())
+
+
+def linear_ramp(progress, start=0.0):
+    """0 up to `start`, 1 from t = 1 on, a line between. progress: t, a scalar tensor."""
+    return ((progress - start) / (1 - start)).clamp(0, 1)
+
+
+def entropy(logits):
+    """The mean entropy of softmaxes, in nats. logits: (N, K)."""
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1).mean()
+
+
+def mean_squared_difference(p, q):
+    """Of two sets of probabilities (N, K), the mean over batch and classes."""
+    return (p - q).square().mean()
+
+
+def confident_cross_entropy(logits, p, targets, threshold):
+    """(cross-entropy with `targets` where `p` has a class of at least `threshold`, the mean over all of the batch; the part of
+    the batch where it has). logits: (N, K). p: (N, K), probabilities. targets: (N,) classes or (N, K) probabilities."""
+    confident = (p.amax(1) >= threshold).float()
+    return (F.cross_entropy(logits, targets, reduction="none") * confident).mean(), confident.mean()
+
+
+def label_metrics(logits, labels, supervised):
+    """What the log says of the labelled images: their loss, how many get their label, and how many would by chance."""
+    right = (logits.argmax(1) == labels).float().mean()
+    return {
+        "supervised": supervised.detach(),
+        "accuracy": right,
+        "chance": right.new_tensor(1 / logits.shape[1]),
+    }
+
