@@ -4,7 +4,15 @@ data goes from its arguments to rows and their decoder, pretrain.py from there t
 from .audio import audio_data
 from .images import RESNET18, RESNET50, image_data, one_view, resnet8, two_views, view_size, vit
 from .parse import build_model, override_config, parse_arguments, set_up_logging
-from .pretrain import Preset, count_samples, pretrain, pretrain_images, pretrain_pairs, pretrain_words
+from .pretrain import (
+    Preset,
+    count_samples,
+    pretrain,
+    pretrain_images,
+    pretrain_pairs,
+    pretrain_with_labels,
+    pretrain_words,
+)
 from .text import sentence_data, sentence_tokenizer, text_data, text_documents, text_tokenizer
 
 __all__ = [
@@ -21,6 +29,7 @@ __all__ = [
     "pretrain",
     "pretrain_images",
     "pretrain_pairs",
+    "pretrain_with_labels",
     "pretrain_words",
     "resnet8",
     "sentence_data",

@@ -1,19 +1,28 @@
 """From a recipe and the command line to a release: what each pretraining script ends in."""
 
+import copy
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from ..data import ImageDecoder, LabelledCompanions
 from ..data.words import word_tokenizer
 from ..errors import InputError
+from ..evaluation.encoders.loading import released_encoder
 from ..evaluation.pictures import save_pretext
 from ..evaluation.plots import save_curves
+from ..evaluation.processes import process_state
+from ..evaluation.protocols.accuracy import BASELINES
 from ..hub import check_run, finish_run, push_save
+from ..methods import METHODS
 from ..training import train
-from ..training.arguments import PairArguments, WordArguments
+from ..training.arguments import LabelArguments, PairArguments, WordArguments
 from ..training.word_loop import train_words
-from .images import choose_processor, first_size, image_data, log_network
+from .images import choose_processor, first_size, image_data, log_network, one_view
+from .labels import LABEL, labels_of_run
 from .pairs import choose_towers, load_towers, pair_data, pair_decoder, pair_processor, pair_tokenizer, report_cut
 from .parse import build_model, checked, parse_arguments
 from .rows import row_labels
@@ -55,6 +64,57 @@ def pretrain_images(
     log_network(model, args, size, presets, first_size(rows, decoder.column))
     drawn = ({"pretext": save_pretext} if hasattr(model, "pretext_lines") else {}) | (pictures or {})
     pretrain(model, rows, decoder, args, processor, pictures=drawn, curves=curves)
+
+
+def pretrain_with_labels(model_class, presets, description, view):
+    """The whole of a script whose method sees images, some of which have labels. view: (args, size, processor) to the augmentation
+    of the unlabelled ones; the labelled ones have the first of its views."""
+    config, args = parse_arguments(model_class, presets, LabelArguments, description)
+    processor = choose_processor(config, args)
+    size, channels = processor.crop_size["height"], config.backbone_config.num_channels
+    rows, decoder = image_data(args, channels, view(args, size, processor))
+    labels = labels_of_run(args)
+    classes = dict(enumerate(labels.names))
+    if config.name_or_path and config.backbone_config.id2label != classes:
+        raise InputError(
+            f"backbone '{args.backbone}' tells {config.backbone_config.num_labels} classes, which are not the "
+            f"{len(classes)} of the data: go on from its encoder, the folder or id of a method without labels."
+        )
+    config.backbone_config.id2label, config.backbone_config.label2id = classes, {v: k for k, v in classes.items()}
+    count_samples(model_class, config, rows)
+    model = build_model(model_class, config, args)
+    checked(lambda: model.check_images(size, size))
+    log_network(model, args, size, presets, first_size(rows, decoder.column))
+    begin = copy.deepcopy(model.backbone.state_dict())
+    labelled = ImageDecoder(labels.column, channels, one_view(args, size, processor))
+
+    def beside(decoder, companions):
+        return LabelledCompanions(decoder, companions, LABEL, labelled, every=args.unlabelled_per_label)
+
+    check_run(model, args)
+    run = train(model, rows, beside(decoder, labels.used), args, on_save=partial(push_save, processor))
+    if args.train_baselines:
+        for row, companions in zip(BASELINES, (labels.used, labels.every), strict=True):
+            if row != "all_labels" or len(labels.every) > len(labels.used) or args.label_noise:
+                unseen = decoder.without_augmentation()  # which the baseline does not look at
+                _train_baseline(row, config, begin, rows, beside(unseen, companions), args)
+    finish_run(run, processor)
+
+
+def _train_baseline(row, config, begin, rows, decoder, args):
+    """Leave under baselines/ what the network of a semi-supervised run learns from labels alone: from the same weights, with the
+    same settings, in as many steps. Called by every process."""
+    folder = Path(args.output_dir) / "baselines" / row
+    resumed = "auto" if args.resume_from_checkpoint else None
+    changes = dict(output_dir=str(folder), resume_from_checkpoint=resumed, report_to="none")
+    args = replace(args, **changes, push_to_hub=False, hub_model_id=None)
+    method = METHODS["entropy_minimization"]
+    model = method(method.config_class(backbone_config=copy.deepcopy(config.backbone_config), entropy_weight=0.0))
+    model.backbone.load_state_dict(begin)
+    run = train(model, rows, decoder, args)
+    if run.is_main_process:
+        released_encoder(run.model.export_encoder()).save_pretrained(folder)
+    process_state().wait_for_everyone()
 
 
 def pretrain_pairs(model_class, presets, description):
@@ -112,4 +172,12 @@ def count_samples(model_class, config, rows):
     config.num_samples = len(rows)
 
 
-__all__ = ["Preset", "count_samples", "pretrain", "pretrain_images", "pretrain_pairs", "pretrain_words"]
+__all__ = [
+    "Preset",
+    "count_samples",
+    "pretrain",
+    "pretrain_images",
+    "pretrain_pairs",
+    "pretrain_with_labels",
+    "pretrain_words",
+]

@@ -9,7 +9,7 @@ import torch
 
 from ..methods._random import COMPANION_STREAM, fold_in, uniform
 from .loader import ATTEMPTS, RowDecoder, without_augmentation
-from .loading import DataError, find_column
+from .loading import LABEL_COLUMNS, DataError, find_column
 
 PREFIX = "labelled_"  # of what a batch holds of the companions
 
@@ -33,6 +33,68 @@ def _label(value, column):
     if isinstance(value, bool) or not isinstance(value, int) or value < -1:
         raise DataError(f"label_column '{column}' holds {value!r}: expected class numbers from 0 on, -1 or nothing.")
     return value
+
+
+def class_numbers(data, label_column=None):
+    """(the number of each row's class, (n,) int64, -1 where it has none; the names of the classes; the label column).
+
+    Labels may be names or numbers; None and -1 say that there is none. label_column: None for the usual one. Raises DataError
+    if no row has a label, or a class that the column declares has no row.
+    """
+    if not isinstance(data, datasets.Dataset):
+        raise DataError("Labels are drawn from rows, which a stream does not number: leave out --streaming.")
+    column = find_column(data, label_column, "label", LABEL_COLUMNS, (datasets.ClassLabel,))
+    kind, values = data.features[column], data[column][:]
+    wrong = [value for value in values if not isinstance(value, int | str | None) or isinstance(value, bool)]
+    if wrong:
+        raise DataError(f"label_column '{column}' holds {wrong[0]!r}: expected names or numbers of classes.")
+    values = [None if value == -1 else value for value in values]
+    present = {value for value in values if value is not None}
+    if not present:
+        raise DataError(
+            f"label_column '{column}' labels none of {len(data)} rows: expected names or numbers of classes in some of them."
+        )
+    if isinstance(kind, datasets.ClassLabel):
+        classes, names = range(len(kind.names)), kind.names
+        if lacking := [names[number] for number in classes if number not in present]:
+            raise DataError(
+                f"label_column '{column}' labels no row of {len(lacking)} of its {len(names)} classes, such as "
+                f"'{lacking[0]}': expected at least one of each."
+            )
+    else:
+        classes = sorted(present, key=lambda value: (isinstance(value, str), value))
+        names = [str(value) for value in classes]
+    if len(names) < 2:
+        raise DataError(f"label_column '{column}' names one class, '{names[0]}': expected at least two.")
+    numbers = {value: number for number, value in enumerate(classes)} | {None: -1}
+    return np.array([numbers[value] for value in values]), names, column
+
+
+def draw_labels(numbers, count, seed):
+    """The positions of `count` labelled rows, ascending, in equal parts of each class, as far as it has so many; what cannot be
+    dealt out equally goes to classes drawn at random. numbers: as of `class_numbers`. Raises DataError."""
+    classes, labelled = numbers.max() + 1, int((numbers >= 0).sum())
+    if count < classes:
+        raise DataError(f"labels={count} is fewer than the {classes} classes: expected at least one of each.")
+    if count > labelled:
+        raise DataError(f"labels={count} is more than the {labelled} rows that have a label.")
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(np.flatnonzero(numbers >= 0))
+    own = numbers[order]
+    place = np.zeros(len(order), int)  # of a row among those of its class
+    for number in range(classes):
+        place[own == number] = np.arange((own == number).sum())
+    first = np.lexsort((generator.permutation(classes)[own], place))  # round by round, a row of each class
+    return np.sort(order[first[:count]])
+
+
+def wrong_labels(numbers, fraction, seed):
+    """The class numbers, all at least 0, `fraction` of them replaced by any class at random, the right one too."""
+    generator = np.random.default_rng((seed, 1))
+    replaced = generator.permutation(len(numbers))[: round(fraction * len(numbers))]
+    numbers = numbers.copy()
+    numbers[replaced] = generator.integers(numbers.max() + 1, size=len(replaced))
+    return numbers
 
 
 class WithLabels:
@@ -113,4 +175,4 @@ class LabelledCompanions:
         )
 
 
-__all__ = ["LabelledCompanions", "WithLabels", "labelled_rows"]
+__all__ = ["LabelledCompanions", "WithLabels", "class_numbers", "draw_labels", "labelled_rows", "wrong_labels"]

@@ -8,6 +8,7 @@ from .encoders.images import decode_rows, first_images, image_and_label, labelle
 from .encoders.loading import random_encoder
 from .encoders.stages import stage_encoder
 from .plots import save_tsne
+from .protocols.accuracy import Accuracy
 from .protocols.fine_tune import FRACTIONS, LabelledRows, fine_tune
 from .protocols.fine_tune import SETTINGS as FINE_TUNE
 from .protocols.layer_probe import LayerProbe
@@ -16,7 +17,7 @@ from .protocols.pretext import Pretext
 from .run import SETTINGS, check_fine_tuning, check_protocols, run_protocols
 from .sources import Source, Splits
 
-PROTOCOLS = (*SETTINGS, "neighbours", "tsne", "layer_probe", "patch_neighbours", "pretext")
+PROTOCOLS = (*SETTINGS, "neighbours", "tsne", "layer_probe", "patch_neighbours", "pretext", "accuracy")
 GREY_SAMPLE = 256  # images looked at to see whether all are grey
 
 
@@ -72,12 +73,13 @@ def run_image_protocols(
     """What `evaluate_images` returns. other: the encoder to compare with. extra, settings: as for `run_protocols`."""
     if "layer_probe" in protocols:
         stage_encoder(encoder)  # what has no stages is refused before data are read
-    labelled = set(protocols) - {"patch_neighbours", "pretext", *(extra or {})}
+    labelled = set(protocols) - {"patch_neighbours", "pretext", "accuracy", *(extra or {})}
     data = load_images(source, label_column) if labelled else None
     extra = (extra or {}) | {
         "layer_probe": LayerProbe(data),
         "patch_neighbours": PatchNeighbours(other),
         "pretext": Pretext(),
+        "accuracy": Accuracy(label_column),
     }
     encoders = {"pretrained": encoder}
     if baselines:

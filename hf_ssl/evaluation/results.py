@@ -17,7 +17,9 @@ ROWS = {
     "bag_of_words": "Bag of words",
     "mfcc": "MFCC",
     "random_initialisation": "Random initialisation",
+    "labels_alone": "The labels alone",
     "pretrained": "Pretrained",
+    "all_labels": "All labels",
     "supervised": "Supervised",
 }
 

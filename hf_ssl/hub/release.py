@@ -99,7 +99,7 @@ def _check_evaluation(model, args):
     try:
         named = args.test_fraction is not None or args.test_split not in ("test", "validation")  # which presets say
         test = source.test_rows()
-        if asked & (FROZEN | {"fine_tune", "layer_probe"}):
+        if asked & (FROZEN | {"fine_tune", "layer_probe", "accuracy"}):
             named = args.label_column
             source.find_label(test, args.label_column, SPEAKER_COLUMNS if modality == "audio" else ())
     except InputError as error:

@@ -24,16 +24,25 @@ from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .deep_cluster import DeepClusterConfig, DeepClusterForPreTraining
 from .deep_infomax import DeepInfoMaxConfig, DeepInfoMaxForPreTraining
+from .entropy_minimization import EntropyMinimizationConfig, EntropyMinimizationForPreTraining
 from .exemplar import ExemplarConfig, ExemplarForPreTraining
+from .fixmatch import FixMatchConfig, FixMatchForPreTraining
 from .instance_discrimination import InstanceDiscriminationConfig, InstanceDiscriminationForPreTraining
 from .jigsaw import JigsawConfig, JigsawForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
+from .mean_teacher import MeanTeacherConfig, MeanTeacherForPreTraining
+from .mixmatch import MixMatchConfig, MixMatchForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .nat import NATConfig, NATForPreTraining
+from .pi_model import PiModelConfig, PiModelForPreTraining
 from .pirl import PIRLConfig, PIRLForPreTraining
+from .pseudo_label import PseudoLabelConfig, PseudoLabelForPreTraining
 from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
+from .temporal_ensembling import TemporalEnsemblingConfig, TemporalEnsemblingForPreTraining
+from .uda import UDAConfig, UDAForPreTraining
+from .vat import VATConfig, VATForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
@@ -46,16 +55,25 @@ METHODS = {
     "cpc_text": CPCTextForPreTraining,
     "deep_cluster": DeepClusterForPreTraining,
     "deep_infomax": DeepInfoMaxForPreTraining,
+    "entropy_minimization": EntropyMinimizationForPreTraining,
     "exemplar": ExemplarForPreTraining,
+    "fixmatch": FixMatchForPreTraining,
     "instance_discrimination": InstanceDiscriminationForPreTraining,
     "jigsaw": JigsawForPreTraining,
     "mae": MAEForPreTraining,
+    "mean_teacher": MeanTeacherForPreTraining,
+    "mixmatch": MixMatchForPreTraining,
     "moco": MoCoForPreTraining,
     "nat": NATForPreTraining,
+    "pi_model": PiModelForPreTraining,
     "pirl": PIRLForPreTraining,
+    "pseudo_label": PseudoLabelForPreTraining,
     "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
     "simclr": SimCLRForPreTraining,
+    "temporal_ensembling": TemporalEnsemblingForPreTraining,
+    "uda": UDAForPreTraining,
+    "vat": VATForPreTraining,
     "word2vec": Word2VecForPreTraining,
 }
 
@@ -80,9 +98,9 @@ for _auto, _model in (
     _auto.register(_model.config_class, _model, exist_ok=True)
 
 __all__ = [
+    "METHODS",
     "AMDIMConfig",
     "AMDIMForPreTraining",
-    "METHODS",
     "BarlowTwinsConfig",
     "BarlowTwinsForPreTraining",
     "BERTConfig",
@@ -102,28 +120,42 @@ __all__ = [
     "DeepClusterForPreTraining",
     "DeepInfoMaxConfig",
     "DeepInfoMaxForPreTraining",
+    "EntropyMinimizationConfig",
+    "EntropyMinimizationForPreTraining",
     "ExemplarConfig",
     "ExemplarForPreTraining",
+    "FixMatchConfig",
+    "FixMatchForPreTraining",
     "InstanceDiscriminationConfig",
     "InstanceDiscriminationForPreTraining",
     "JigsawConfig",
     "JigsawForPreTraining",
     "MAEConfig",
     "MAEForPreTraining",
+    "MeanTeacherConfig",
+    "MeanTeacherForPreTraining",
+    "MixMatchConfig",
+    "MixMatchForPreTraining",
     "MoCoConfig",
     "MoCoForPreTraining",
     "NATConfig",
     "NATForPreTraining",
+    "PiModelConfig",
+    "PiModelForPreTraining",
     "PIRLConfig",
     "PIRLForPreTraining",
+    "PseudoLabelConfig",
+    "PseudoLabelForPreTraining",
     "RelativePositionConfig",
     "RelativePositionForPreTraining",
     "RotationConfig",
     "RotationForPreTraining",
-    "SSLCLIPConfig",
+    "SimCLRConfig",
+    "SimCLRForPreTraining",
     "SSLAlexNetConfig",
     "SSLAlexNetForImageClassification",
     "SSLAlexNetModel",
+    "SSLCLIPConfig",
     "SSLResNetBackbone",
     "SSLResNetConfig",
     "SSLResNetForImageClassification",
@@ -132,8 +164,12 @@ __all__ = [
     "SSLSobelModel",
     "SSLTwoHalvesConfig",
     "SSLTwoHalvesModel",
-    "SimCLRConfig",
-    "SimCLRForPreTraining",
+    "TemporalEnsemblingConfig",
+    "TemporalEnsemblingForPreTraining",
+    "UDAConfig",
+    "UDAForPreTraining",
+    "VATConfig",
+    "VATForPreTraining",
     "Word2VecConfig",
     "Word2VecForPreTraining",
     "Word2VecModel",

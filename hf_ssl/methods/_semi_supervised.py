@@ -65,4 +65,3 @@ def label_metrics(logits, labels, supervised):
         "accuracy": right,
         "chance": right.new_tensor(1 / logits.shape[1]),
     }
-

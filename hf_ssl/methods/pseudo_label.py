@@ -71,9 +71,7 @@ class PseudoLabelForPreTraining(SSLModel):
         logits, unlabelled_logits, features = classify_together(self.backbone, labelled_pixel_values, pixel_values)
         p = unlabelled_logits.detach().softmax(1)  # (N, K), no gradient: the label is a fact
         supervised = F.cross_entropy(logits, labels)
-        unlabelled, confident = confident_cross_entropy(
-            unlabelled_logits, p, p.argmax(1), self.config.threshold
-        )
+        unlabelled, confident = confident_cross_entropy(unlabelled_logits, p, p.argmax(1), self.config.threshold)
         return SSLOutput(
             loss=supervised + self.weight() * unlabelled,
             logits=logits,

@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
+from ._distributed import gather, world_size
 from ._initialization import draw_as_torch
 from ._semi_supervised import build_classifier, classify_together, confident_cross_entropy, label_metrics
 
@@ -94,7 +95,8 @@ class UDAForPreTraining(SSLModel):
         chance = 1 / logits.shape[1]
         highest = chance + (1 - chance) * ANNEALING[self.config.signal_annealing](self.progress)
         counts = (torch.exp(-losses.detach()) <= highest).float()
-        return mean_over_processes(losses * counts, counts)
+        everyones = gather(counts.sum()[None]).sum().clamp(min=1)
+        return (losses * counts).sum() * world_size() / everyones
 
     def after_step(self, progress):
         self.progress.fill_(progress)

@@ -202,6 +202,50 @@ class TwoViewArguments(ImageArguments):
 
 
 @dataclass
+class LabelArguments(TwoViewArguments):
+    labels: int | None = field(
+        default=None,
+        metadata={
+            "help": "Labels that are used, as many of each class; none: all there are, of the embedded images 100."
+        },
+    )
+    label_fraction: float | None = field(
+        default=None, metadata={"help": "In the place of labels: this part of those there are."}
+    )
+    labelled_dataset_name: str | None = field(
+        default=None, metadata={"help": "Where the labelled images are, if not among those of dataset_name."}
+    )
+    label_noise: float = field(default=0.0, metadata={"help": "Replace this part of the labels by random ones."})
+    unlabelled_per_label: int = field(
+        default=1, metadata={"help": "Unlabelled images of a batch for each labelled one that is drawn beside them."}
+    )
+    train_baselines: bool = field(
+        default=True,
+        metadata={"help": "Also train the same network, for as many steps, on the labels alone and on all there are."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.labels is not None and self.label_fraction is not None:
+            raise InputError(
+                f"labels={self.labels} and label_fraction={self.label_fraction} say the same: give one of them."
+            )
+        if self.labels is not None and self.labels < 2:
+            raise InputError(f"labels must be at least 2, found {self.labels}.")
+        if self.label_fraction is not None and not 0 < self.label_fraction <= 1:
+            raise InputError(f"label_fraction must be above 0 and at most 1, found {self.label_fraction}.")
+        if not 0 <= self.label_noise <= 1:
+            raise InputError(f"label_noise must lie in [0, 1], found {self.label_noise}.")
+        if self.unlabelled_per_label < 1:
+            raise InputError(f"unlabelled_per_label must be at least 1, found {self.unlabelled_per_label}.")
+        if self.per_device_train_batch_size % self.unlabelled_per_label:
+            raise InputError(
+                f"per_device_train_batch_size {self.per_device_train_batch_size} must be a multiple of unlabelled_per_label "
+                f"{self.unlabelled_per_label}."
+            )
+
+
+@dataclass
 class AudioArguments(TrainingArguments):
     audio_column: str | None = field(default=None, metadata={"help": "Column of audio; found by type or name."})
     speaker_column: str | None = field(
@@ -319,6 +363,7 @@ def check_known(name, value, known):
 __all__ = [
     "AudioArguments",
     "ImageArguments",
+    "LabelArguments",
     "PairArguments",
     "RunArguments",
     "SentenceArguments",
