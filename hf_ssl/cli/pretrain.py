@@ -67,8 +67,8 @@ def pretrain_images(
 
 
 def pretrain_with_labels(model_class, presets, description, view):
-    """The whole of a script whose method sees images, some of which have labels. view: (args, size, processor) to the augmentation
-    of the unlabelled ones; the labelled ones have the first of its views."""
+    """The whole of a script whose method sees images, some of which have labels. view: (args, size, processor) to the
+    augmentation of the unlabelled ones; the labelled ones have the first of its views."""
     config, args = parse_arguments(model_class, presets, LabelArguments, description)
     processor = choose_processor(config, args)
     size, channels = processor.crop_size["height"], config.backbone_config.num_channels

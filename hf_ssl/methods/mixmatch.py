@@ -133,7 +133,8 @@ class MixMatchForPreTraining(SSLModel):
         return interleave(torch.stack(logits))
 
     def draw_mixing(self, seeds):
-        """(V, N), max(l, 1 - l) with l from Beta(alpha, alpha), by Johnk's algorithm; 1 for what is not to be mixed. seeds: (V, N)."""
+        """(V, N), max(l, 1 - l) with l from Beta(alpha, alpha), by Johnk's algorithm; 1 for what is not to be mixed. seeds:
+        (V, N)."""
         draws = uniform(fold_in(seeds.flatten(), MIXUP_STREAM), 2 * ATTEMPTS).add(2**-25).log() / self.config.alpha
         x, y = draws.chunk(2, dim=1)  # (V N, ATTEMPTS), logarithms
         fits = torch.logaddexp(x, y) <= 0

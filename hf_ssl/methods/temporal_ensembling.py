@@ -87,7 +87,8 @@ class TemporalEnsemblingForPreTraining(SSLModel):
         )
 
     def targets(self, sample_indices):
-        """The ensemble of these rows without the zeros that it began with: Z / (1 - alpha^t), (N, K); zeros in the first epoch."""
+        """The ensemble of these rows without the zeros that it began with, Z / (1 - alpha^t), (N, K); zeros in the first
+        epoch."""
         correction = 1 - self.config.ensemble_momentum**self.epochs
         return self.ensemble[sample_indices] / torch.where(self.epochs > 0, correction, 1)
 
