@@ -39,6 +39,7 @@ from .pirl import PIRLConfig, PIRLForPreTraining
 from .pseudo_label import PseudoLabelConfig, PseudoLabelForPreTraining
 from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
+from .s4l import S4LConfig, S4LForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
 from .temporal_ensembling import TemporalEnsemblingConfig, TemporalEnsemblingForPreTraining
 from .uda import UDAConfig, UDAForPreTraining
@@ -70,6 +71,7 @@ METHODS = {
     "pseudo_label": PseudoLabelForPreTraining,
     "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
+    "s4l": S4LForPreTraining,
     "simclr": SimCLRForPreTraining,
     "temporal_ensembling": TemporalEnsemblingForPreTraining,
     "uda": UDAForPreTraining,
@@ -150,6 +152,8 @@ __all__ = [
     "RelativePositionForPreTraining",
     "RotationConfig",
     "RotationForPreTraining",
+    "S4LConfig",
+    "S4LForPreTraining",
     "SimCLRConfig",
     "SimCLRForPreTraining",
     "SSLAlexNetConfig",

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import AutoModelForImageClassification
 
 from ._backbone import build_backbone, classify, is_classifier
@@ -19,6 +20,11 @@ def build_classifier(config):
         )
     replace_batch_norm(classifier, GlobalBatchNorm)
     return classifier
+
+
+def head_width(classifier):
+    """D, of the features that the head of a classifier reads."""
+    return [module for module in classifier.classifier.modules() if isinstance(module, nn.Linear)][-1].in_features
 
 
 def classify_together(classifier, labelled, *unlabelled):
