@@ -22,10 +22,16 @@ from safetensors.torch import load_file
 
 import hf_ssl
 from hf_ssl import (
+    AMDIMConfig,
+    AMDIMForPreTraining,
     BERTConfig,
     BERTForPreTraining,
+    CMCConfig,
+    CMCForPreTraining,
     CPCTextConfig,
     CPCTextForPreTraining,
+    DeepInfoMaxConfig,
+    DeepInfoMaxForPreTraining,
     ExemplarConfig,
     ExemplarForPreTraining,
     InstanceDiscriminationConfig,
@@ -38,6 +44,8 @@ from hf_ssl import (
     MoCoForPreTraining,
     NATConfig,
     NATForPreTraining,
+    PIRLConfig,
+    PIRLForPreTraining,
     RelativePositionConfig,
     RelativePositionForPreTraining,
     SimCLRConfig,
@@ -79,11 +87,21 @@ TINY_RELATIVE = dict(
 )  # fmt: skip
 TINY_INSTANCES = dict(backbone_config=TINY_RESNET, num_samples=120, projection_size=16, noise_samples=20)
 TINY_NAT = dict(backbone_config=TINY_RESNET, num_samples=120, projection_size=16, exchange_period=2)
+TINY_PIRL = TINY_INSTANCES | dict(tile_size=4)
+TINY_HALVES = {f"{half}_config": TINY_RESNET | dict(num_channels=n) for half, n in (("first", 1), ("second", 2))}
+TINY_CMC = TINY_INSTANCES | dict(
+    backbone_config=dict(model_type="ssl_two_halves", conversion="gradients", **TINY_HALVES)
+)
+TINY_AMDIM = dict(
+    backbone_config=TINY_RESNET, projection_size=16, coarse_stage=-1, fine_stage=-2, coarse_grid=2, fine_grid=3
+)  # fmt: skip
+TINY_INFOMAX = dict(backbone_config=TINY_RESNET, vector_size=8, head_hidden_size=16, critic_size=16)
 TINY_EXEMPLAR = dict(backbone_config=TINY_RESNET, num_samples=120, patch_size=8, head_hidden_size=16)
 CONFIGS = {
     MAEConfig: TINY, MoCoConfig: TINY_MOCO, SimCLRConfig: TINY_SIMCLR, JigsawConfig: TINY_JIGSAW,
     RelativePositionConfig: TINY_RELATIVE, ExemplarConfig: TINY_EXEMPLAR,
-    InstanceDiscriminationConfig: TINY_INSTANCES, NATConfig: TINY_NAT,
+    InstanceDiscriminationConfig: TINY_INSTANCES, NATConfig: TINY_NAT, PIRLConfig: TINY_PIRL, CMCConfig: TINY_CMC,
+    AMDIMConfig: TINY_AMDIM, DeepInfoMaxConfig: TINY_INFOMAX,
 }  # fmt: skip
 SGD = dict(optim="sgd", weight_decay=1e-4, learning_rate=1.0)
 LARS = dict(optim="lars", weight_decay=1e-6, learning_rate=30.0)
@@ -97,6 +115,10 @@ PRETEXT = {
     "exemplar": dict(model_class=ExemplarForPreTraining, **SGD),
     "instance_discrimination": dict(model_class=InstanceDiscriminationForPreTraining, **SGD),
     "nat": dict(model_class=NATForPreTraining, **SGD | dict(learning_rate=0.05)),
+    "pirl": dict(model_class=PIRLForPreTraining, views="moco_v1", **SGD),
+    "cmc": dict(model_class=CMCForPreTraining, **SGD),
+    "amdim": dict(model_class=AMDIMForPreTraining, views="moco_v1"),
+    "deep_infomax": dict(model_class=DeepInfoMaxForPreTraining),
 }
 
 
@@ -108,7 +130,7 @@ def pretrain(data, output_dir, model_class=MAEForPreTraining, config=None, **cha
     )  # fmt: skip
     args = TwoViewArguments(**settings | changes)
     rows, column = image_rows(load_split(args.dataset_name, streaming=args.streaming))
-    if model_class.config_class in (MoCoConfig, SimCLRConfig):
+    if model_class.config_class in (MoCoConfig, SimCLRConfig, PIRLConfig, AMDIMConfig):
         view = Views(16, [0.5], [0.5], VIEWS[args.views])
     else:
         view = RandomResizedCropAndFlip(16, [0.5], [0.5])
@@ -160,10 +182,14 @@ def test_killed_run_goes_on_bitwise(shards, tmp_path, streaming, workers, proces
         ("exemplar", 2, False),
         ("instance_discrimination", 2, False),
         ("nat", 2, False),
+        ("pirl", 1, False),
+        ("cmc", 1, False),
+        ("amdim", 1, False),
+        ("deep_infomax", 1, False),
     ],
 )
 def test_killed_run_of_other_methods_goes_on_bitwise(shards, tmp_path, method, processes, streaming):
-    """Key encoder, queue, batch statistics and momenta too, and what is drawn in a step."""
+    """Key encoder, queue, banks and their normalisers, batch statistics and momenta too, and what is drawn in a step."""
     options = (CONTRASTIVE | PRETEXT)[method] | dict(streaming=streaming)
     [history, *_] = launch(_pretrain, shards, tmp_path / "whole", options, processes=processes)
     resume = options | {"resume_from_checkpoint": "auto"}

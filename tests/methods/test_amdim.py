@@ -5,7 +5,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from methods.test_deep_infomax import waves
-from methods.tester import TINY_RESNET, MethodTester
+from methods.tester import TINY_RESNET, MethodTester, sines
 
 from hf_ssl import AMDIMConfig, AMDIMForPreTraining
 from hf_ssl.methods._places import critic_loss
@@ -66,11 +66,10 @@ class TestAMDIM(MethodTester):
         """Recorded from NCE_MI_MULTI of costs.py, commit 627eca3, whose penalty has its weight in it."""
         model = AMDIMForPreTraining(AMDIMConfig(**self.config | dict(projection_size=8)))
 
-        def waves(phases, *shape):
-            numbers = 1.7 * torch.arange(float(torch.Size(shape).numel())).view(shape)
-            return [2 * (phase + numbers).sin() for phase in phases]
-
-        vectors, coarse, fine = waves((0.1, 0.2), 4, 8), waves((0.3, 0.4), 4, 25, 8), waves((0.5, 0.6), 4, 49, 8)
+        vectors, coarse, fine = (
+            [sines(phase, *shape) for phase in phases]
+            for phases, shape in (((0.1, 0.2), (4, 8)), ((0.3, 0.4), (4, 25, 8)), ((0.5, 0.6), (4, 49, 8)))
+        )
         places = torch.tensor([[0, 24], [7, 3], [12, 12], [20, 1]])
         sources = [view[torch.arange(4), places[:, number]] for number, view in enumerate(coarse)]
         penalty = 0.0

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from methods.tester import TINY_RESNET, MethodTester
+from methods.test_instance_discrimination import RECORDED, RECORDED_ROWS, bank_of_sines, recorded_noise
+from methods.tester import TINY_RESNET, MethodTester, sines
+from torch import nn
 
 from hf_ssl import CMCConfig, CMCForPreTraining
 from hf_ssl.methods._two_halves import LAB_MEAN, LAB_STD
@@ -161,6 +163,61 @@ class TestGradients(MethodTester):
         output = model(**batch, noise=noise)
         assert output.loss.item() == pytest.approx(total, rel=1e-5)
         assert output.metrics["recognized"].item() == pytest.approx(np.mean(recognized), rel=1e-4)
+
+
+class Given(CMCForPreTraining):
+    """The vectors of both halves are given in place of images."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.first_projector = self.second_projector = nn.Identity()
+        self.widths = [4, 4]
+
+    def embed(self, pixel_values):
+        return pixel_values
+
+
+@pytest.mark.parametrize(
+    "loss, recorded",
+    [
+        (
+            "nce",
+            [
+                (5.92563915, 5.43310404, -0.22579893, 0.26227626, 47.01919937, 51.21379852),
+                (2.87508059, 3.43270183, -0.12494099, -0.64495486, 42.50152206, 46.81703186),
+            ],
+        ),
+        (
+            "softmax",
+            [
+                (6.86156082, 6.03110886, -0.17098196, 0.23889819, 47.01919937, 51.21379852),
+                (3.50617409, 3.84911108, -0.10545516, -0.62736601, 42.50152206, 46.81703186),
+            ],
+        ),
+    ],
+)
+def test_loss_gradient_and_banks_are_those_of_the_authors_code(loss, recorded):
+    """Recorded, over two batches of which the first fixes both Z, from NCEAverage of NCE/NCEAverage.py, given the rows to
+    compare with, and NCECriterion of NCE/NCECriterion.py; for the softmax NCESoftmaxLoss, against all other rows. Commit
+    7b227be."""
+    config = CMCConfig(**RECORDED | dict(backbone_config=halves("lab"), num_samples=20, loss=loss))
+    model = Given(config).train()
+    banks = model.first_bank, model.second_bank
+    for bank, phase in zip(banks, (0.1, 0.6), strict=True):
+        bank.copy_(bank_of_sines(phase, 20))
+    noise = recorded_noise(20) if loss == "nce" else None
+    for phases, (of_first, of_second, *others) in zip(((0.2, 0.7), (0.3, 0.8)), recorded, strict=True):
+        vectors = [sines(phase, 5, 4).requires_grad_() for phase in phases]
+        output = model(torch.cat(vectors, dim=1), RECORDED_ROWS, noise=noise)
+        output.loss.backward()
+        assert output.loss.item() == pytest.approx(of_first + of_second, abs=1e-5)
+        assert output.metrics["first_loss"].item() == pytest.approx(of_first, abs=1e-5)
+        found = [(each.grad * sines(0.4, 5, 4)).sum().item() for each in vectors]
+        assert found == pytest.approx(others[:2], abs=1e-5)
+        assert [(bank * sines(0.5, 20, 4)).sum().item() for bank in banks] == pytest.approx(others[2:], rel=1e-6)
+    if loss == "nce":
+        found = [each.log_normalizer.exp().item() for each in (model.first_nce, model.second_nce)]
+        assert found == pytest.approx([310.6030884, 504.8008423], rel=1e-6)
 
 
 def test_lab_equals_a_slow_formula():

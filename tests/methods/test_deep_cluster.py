@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from methods.tester import TINY_RESNET, MethodTester
+from methods.tester import TINY_RESNET, MethodTester, sines
 from processes import launch, on_pair
 from safetensors.torch import load_file
 from test_training import after_step, same_weights
@@ -186,6 +186,46 @@ class TestDeepCluster(MethodTester):
             DeepClusterConfig(num_clusters=1)
         with pytest.raises(StrictDataclassError, match="head_rate must be positive, found 0.0"):
             DeepClusterConfig(head_rate=0.0)
+
+
+def test_clusters_are_those_of_the_authors_code():
+    """Recorded from preprocess_features and run_kmeans of clustering.py, commit 2d1927e, with faiss 1.15.1's index of the CPU
+    for that of a GPU, and its seed. Components of the same sign or not: cosines of rows are compared."""
+    features = sines(0.1, 60, 6) + 0.5 * sines(0.2, 60, 6).square() + sines(0.9, 6, 6).repeat_interleave(10, 0)
+    reduced = whiten(features, 4)
+    cosines = reduced @ reduced.T
+    assert cosines[0, 1:6].tolist() == pytest.approx(
+        [-0.05421712, -0.04719577, 0.50379199, 0.46330041, 0.61818582], abs=1e-5
+    )
+    assert cosines[7, 30:34].tolist() == pytest.approx([-0.66852790, 0.85408568, 0.02679834, -0.84471452], abs=1e-5)
+    assert (cosines * sines(0.5, 60, 60)).sum().item() == pytest.approx(6.57018089, abs=1e-3)  # of 3600
+    clusters, distances = k_means(reduced, 6, 20, seed=684)
+    assert distances.sum().item() == pytest.approx(21.331120, abs=1e-4)
+    assert "".join(map(str, clusters.tolist())) == "503524135015201350152413521324135045541352132013524324135243"
+
+
+class Given(DeepClusterForPreTraining):
+    """The features are given in place of images."""
+
+    def embed(self, pixel_values):
+        return pixel_values
+
+
+def test_loss_is_that_of_the_authors_sampling():
+    """How often each of 16 rows is drawn in 20,000 epochs, recorded from UnifLabelSampler of util.py, commit 2d1927e: the mean
+    loss over these draws is ours over all rows, to the noise of the draws."""
+    draws = [7933, 8031, 7930, 7889, 7973, 8080, 8096, 7934, 7940, 8071, 39899, 40148, 26705, 26725, 26581, 80065]
+    config = dict(backbone_config=TINY_RESNET, num_samples=16, num_clusters=5)
+    model = Given(DeepClusterConfig(**config)).eval()
+    model.assignments.copy_(torch.tensor([0] * 10 + [1, 1, 2, 2, 2, 3]))
+    model.sizes.copy_(torch.tensor([10.0, 2, 3, 1, 0]))
+    with torch.no_grad():
+        model.head.weight.copy_(sines(0.1, 5, 16) / 4)
+    output = model(sines(0.2, 16, 16), torch.arange(16))
+    losses = F.cross_entropy(output.logits, model.assignments, reduction="none").detach()
+    drawn = np.average(losses, weights=draws)
+    assert output.loss.item() == pytest.approx(drawn, rel=2e-3)
+    assert abs(losses.mean().item() - drawn) > 0.1 * drawn  # of all rows alike it would be another
 
 
 def _clusters():

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from methods.tester import TINY_RESNET, TINY_VIT, MethodTester
+from methods.tester import TINY_RESNET, TINY_VIT, MethodTester, sines
 from torch import nn
 
 from hf_ssl import DeepInfoMaxConfig, DeepInfoMaxForPreTraining
-from hf_ssl.methods._places import Scorer, critic_loss, map_channels
+from hf_ssl.methods._places import Scorer, critic_loss, map_channels, score_places
 
 SMALL = dict(backbone_config=TINY_RESNET, vector_size=8, head_hidden_size=32, critic_size=32, global_grid=2)
 
@@ -178,6 +178,32 @@ def test_estimators_equal_slow_formulas():
         assert critic_loss(torch.zeros(5, 5, 4), estimator).item() == pytest.approx(0, abs=1e-6)
     for estimator in ("jsd", "nce", "dv"):  # large scores do not overflow
         assert critic_loss(300 * torch.randn(5, 5, 4), estimator).isfinite()
+
+
+@pytest.mark.parametrize(
+    "places, jsd, nce, dv", [(3, 1.68548870, 5.30698633, 2.82515979), (1, -0.46133375, 0.21619391, -2.74175453)]
+)
+def test_losses_are_those_of_the_authors_code(places, jsd, nce, dv):
+    """Recorded from fenchel_dual_loss, with measure "JSD", and infonce_loss of cortex_DIM/functions/dim_losses.py, commit
+    bac4765, which has each place of the own image among the negatives, with a score of -10: one more image here.
+    donsker_varadhan_loss there raises a RuntimeError for one vector an image; get_negative_expectation less
+    get_positive_expectation, with "DV", of gan_losses.py are the same formula."""
+    scores = score_places(sines(0.1, 5, 8) / 4, sines(0.2, 5, places, 8))
+    assert critic_loss(scores, "jsd").item() == pytest.approx(jsd, abs=1e-5)
+    assert critic_loss(scores, "dv").item() == pytest.approx(dv, abs=1e-5)
+    with_own = torch.cat([scores, torch.full((5, 1, places), -10.0)], dim=1)
+    assert critic_loss(with_own, "nce").item() == pytest.approx(nce, abs=1e-5)
+    assert 0 < critic_loss(with_own, "nce") - critic_loss(scores, "nce") < 1e-3
+
+
+def test_the_players_losses_are_those_of_the_authors_code():
+    """Recorded from generator_loss, "non-saturating", and the two expectations of cortex_DIM/functions/gan_losses.py, commit
+    bac4765, with measure "GAN", by which prior_matching.py trains; its penalty on the gradient is left out."""
+    model = DeepInfoMaxForPreTraining(DeepInfoMaxConfig(**SMALL))
+    model.adversary = nn.Identity()
+    matched, judged, _ = model.match_prior(sines(0.4, 5, 1), prior=sines(0.3, 5, 1))
+    assert matched.item() == pytest.approx(0.46238145, abs=1e-5)
+    assert judged.item() == pytest.approx(1.79923046, abs=1e-5)
 
 
 @pytest.mark.parametrize("estimator, information, count", [("dv", 1, 256), ("nce", 1, 256), ("nce", 3, 8)])

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from methods.tester import TINY_RESNET, TINY_VIT, MethodTester
+from methods.tester import TINY_RESNET, TINY_VIT, MethodTester, sines
 from processes import on_pair
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_ssl import InstanceDiscriminationConfig, InstanceDiscriminationForPreTraining
@@ -18,6 +19,9 @@ from hf_ssl.methods._memory import move_rows
 from hf_ssl.methods._noise_contrastive import NoiseContrastiveLoss
 
 TINY = dict(backbone_config=TINY_RESNET, num_samples=16, projection_size=12)
+# what losses of the authors' code are recorded for: vectors (5, 4) and banks (n, 4) of sines, the rows these vectors have
+RECORDED = dict(backbone_config=TINY_RESNET, projection_size=4, noise_samples=6, temperature=0.2)
+RECORDED_ROWS = torch.tensor([3, 14, 0, 7, 11])
 
 
 def chance(draws):
@@ -236,6 +240,53 @@ class TestParametric(MethodTester):
         ]
         assert model(**batch).loss.item() == pytest.approx(np.mean(losses), abs=1e-5)
         assert not hasattr(model, "bank")
+
+
+def recorded_noise(rows):
+    """(5, 6); of 20 rows, four draws hit the own row."""
+    k = torch.arange(30)
+    return ((k * k + 3 * k) % rows).view(5, 6)
+
+
+def bank_of_sines(phase, rows):
+    return F.normalize(sines(phase, rows, 4), dim=1)
+
+
+class Given(InstanceDiscriminationForPreTraining):
+    """The vectors are given in place of images."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.projector = nn.Identity()
+
+    def embed(self, pixel_values):
+        return pixel_values
+
+
+@pytest.mark.parametrize(
+    "loss, rows, recorded",
+    [
+        ("nce", 20, [(5.77258825, -0.10025384, 47.01919937), (2.79764581, 0.07185418, 42.50152206)]),
+        ("nce", 120, [(6.16730690, -0.16942205, 307.60598755), (3.01285219, 0.04825290, 303.08831787)]),
+        ("softmax", 20, [(6.48285675, -0.19125916, 47.01919937), (3.34086919, 0.03651169, 42.50152206)]),
+    ],
+    ids=["the whole bank is scored", "the draws are", "softmax"],
+)
+def test_loss_gradient_and_bank_are_those_of_the_authors_code(loss, rows, recorded):
+    """Recorded, over two batches of which the first fixes Z, from NCEAverage of lib/NCEAverage.py, given the draws, and
+    NCECriterion of lib/NCECriterion.py; for the softmax from LinearAverage of lib/LinearAverage.py. Commit f7cfe29."""
+    model = Given(InstanceDiscriminationConfig(**RECORDED, num_samples=rows, loss=loss)).train()
+    model.bank.copy_(bank_of_sines(0.1, rows))
+    for phase, (expected, slope, moved) in zip((0.2, 0.3), recorded, strict=True):
+        vectors = sines(phase, 5, 4).requires_grad_()
+        output = model(vectors, RECORDED_ROWS, noise=recorded_noise(rows) if loss == "nce" else None)
+        output.loss.backward()
+        assert output.loss.item() == pytest.approx(expected, abs=1e-5)
+        assert (vectors.grad * sines(0.4, 5, 4)).sum().item() == pytest.approx(slope, abs=1e-5)
+        assert (model.bank * sines(0.5, rows, 4)).sum().item() == pytest.approx(moved, rel=1e-6)
+    if loss == "nce":
+        normalizer = model.noise_contrastive_loss.log_normalizer.exp()
+        assert normalizer.item() == pytest.approx({20: 447.0492859, 120: 3731.208008}[rows], rel=1e-6)
 
 
 @pytest.mark.parametrize("size", [100, CHUNK + 300])

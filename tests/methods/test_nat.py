@@ -5,8 +5,10 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from methods.test_instance_discrimination import TestInstanceDiscrimination as Instances
-from methods.tester import TINY_RESNET, MethodTester
+from methods.tester import TINY_RESNET, MethodTester, sines
 from processes import on_pair
+from torch import nn
+from torch.nn.functional import normalize
 
 from hf_ssl import NATConfig, NATForPreTraining
 from hf_ssl.methods._distributed import own_part
@@ -131,6 +133,43 @@ def exchange_on_each_process():
     projections = torch.nn.functional.normalize(torch.randn(8, 12), dim=1)
     model.exchange(own_part(projections), own_part(rows))
     return model.assignment
+
+
+class Given(NATForPreTraining):
+    """The vectors are given in place of images."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.projector = nn.Identity()
+
+    def embed(self, pixel_values):
+        return pixel_values
+
+
+@pytest.mark.parametrize(
+    "count, similarity, loss, chosen",
+    [
+        (8, 6.93406343, 2.13187265, [3, 0, 5, 7, 2, 4, 6, 1]),
+        (
+            32, 31.12140465, 1.75719273, [11, 8, 17, 10, 0, 12, 9, 2, 27, 24, 13, 26, 23, 28, 25, 18, 7, 4, 29, 6, 3, 15, 5,
+            14, 30, 20, 16, 22, 19, 31, 21, 1],
+        ),
+    ],
+)  # fmt: skip
+def test_exchange_is_that_of_the_authors_solver(count, similarity, loss, chosen):
+    """Recorded from `solve` of hungarian.c, commit e5c58ab, of costs as hungarian.lua makes them, 100,001 whole numbers;
+    main.lua, whose Torch 7 does not run any more, gives row i of the batch the target of row chosen[i] before its loss, a
+    sum, which is ours at a batch of 256."""
+    rows, held = torch.arange(count) * 5 % (count + 4), torch.arange(count + 4).roll(3)
+    model = Given(NATConfig(backbone_config=TINY_RESNET, num_samples=count + 4, projection_size=6)).train()
+    model.targets.copy_(normalize(sines(0.2, count + 4, 6), dim=1))
+    model.assignment.copy_(held)
+    output = model(sines(0.1, count, 6), rows)
+    expected = held.clone()
+    expected[rows] = held[rows][chosen]
+    assert torch.equal(model.assignment, expected)
+    assert (output.projections * output.projections_2).sum().item() == pytest.approx(similarity, abs=1e-5)
+    assert output.loss.item() * count / 256 == pytest.approx(loss, abs=1e-5)
 
 
 class TestNATOnGradients(MethodTester):

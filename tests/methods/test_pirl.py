@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from methods.tester import TINY_RESNET, TINY_VIT, MethodTester
+from methods.test_instance_discrimination import RECORDED, RECORDED_ROWS, bank_of_sines, recorded_noise
+from methods.tester import TINY_RESNET, TINY_VIT, MethodTester, sines
+from torch import nn
 
 from hf_ssl import PIRLConfig, PIRLForPreTraining
 
@@ -205,3 +207,56 @@ class TestNoise(MethodTester):
         assert torch.equal(model(**batch).loss, model(**batch).loss)
         other = model(**batch | {"sample_seeds": batch["sample_seeds"] + 1})
         assert other.loss != model(**batch).loss
+
+
+class Given(PIRLForPreTraining):
+    """The vectors of image and tiles are given in place of both crops."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.projector = nn.Identity()
+
+    def embed(self, pixel_values):
+        return pixel_values
+
+    def shuffled_tiles(self, images, seeds):
+        return images
+
+    def tiles_queries(self, backbone, tiles):
+        return F.normalize(tiles, dim=1)
+
+
+@pytest.mark.parametrize(
+    "loss, recorded",
+    [
+        (
+            "nce",
+            [(5.58635569, -0.05012702, 0.12974431, 46.06927872), (3.15181899, -0.08538865, 0.10462431, 42.55065918)],
+        ),
+        (
+            "softmax",
+            [(6.25698280, -0.09562954, 0.11944920, 46.06927872), (3.55915117, -0.10618074, 0.18070000, 42.55065918)],
+        ),
+    ],
+)
+def test_loss_gradient_and_bank_are_those_of_the_authors_code(loss, recorded):
+    """Recorded, over two batches, from NCELossWithMemory of vissl/losses/nce_loss.py, commit 09270ed, given the draws; for
+    the softmax with loss_type "cross_entropy" against all other rows. Its one Z is that of the tiles in the first batch,
+    which the images' loss is given here; its epsilon is 1.19e-7, ours 1e-7."""
+    model = Given(PIRLConfig(**RECORDED, num_samples=20, loss=loss)).train()
+    model.bank.copy_(bank_of_sines(0.1, 20))
+    noise, normalizer = None, 447.0492859
+    if loss == "nce":
+        noise = recorded_noise(20)
+        model.image_nce.log_normalizer.fill_(math.log(normalizer))
+        model.image_nce.normalized.fill_(1)
+    for phases, (expected, of_tiles, of_image, moved) in zip(((0.2, 0.7), (0.3, 0.8)), recorded, strict=True):
+        tiles, image = (sines(phase, 5, 4).requires_grad_() for phase in phases)
+        output = model(image, RECORDED_ROWS, pixel_values_2=tiles, noise=noise)
+        output.loss.backward()
+        assert output.loss.item() == pytest.approx(expected, abs=1e-5)
+        found = [(each.grad * sines(0.4, 5, 4)).sum().item() for each in (tiles, image)]
+        assert found == pytest.approx([of_tiles, of_image], abs=1e-5)
+        assert (model.bank * sines(0.5, 20, 4)).sum().item() == pytest.approx(moved, rel=1e-6)
+    if loss == "nce":
+        assert model.tiles_nce.log_normalizer.exp().item() == pytest.approx(normalizer, rel=1e-6)
