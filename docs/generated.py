@@ -165,7 +165,7 @@ def pictures(name):
 
 
 def guide_of(model):
-    name = GUIDES[modality_of(model)]
+    name = "few_labels" if model.learns_from_labels else GUIDES[modality_of(model)]
     return f"Your own data: [the guide](../guides/{name}.md). Several devices: [scale out](../guides/scale.md)."
 
 
@@ -219,6 +219,7 @@ def logged(model):
 
 
 METRICS_OF_PARTS = {  # by the function that gives them
+    "label_metrics": ["supervised", "accuracy", "chance"],
     "information_bound": ["nats", "most_nats"],
     "own_row_loss": ["nats", "most_nats", "recognized", "chance"],
 }
@@ -257,7 +258,7 @@ def recorded_results(name, measures):
     seeds = ", ".join(str(run["seed"]) for run in runs)
     parts = [
         f"Default runs of seeds {seeds}, on {SAMPLES[modality_of(METHODS[name])][1]}; test part, in percent where no unit is "
-        "named, encoder frozen:",
+        f"named{'' if METHODS[name].learns_from_labels else ', encoder frozen'}:",
         results_table(*({"results": run["results"], "metrics": kept["metrics"]} for run in runs)),
         measures,
     ]
@@ -278,7 +279,8 @@ def methods_index():
     parts = [
         "# Methods",
         "Each is one file, one config, one `PreTrainedModel` and one command. The last column is the default run of seeds "
-        "0 / 1 / 2: random initialisation → pretrained.",
+        "0 / 1 / 2: random initialisation → pretrained; of methods that learn from few labels, the labels alone → with "
+        "unlabelled images.",
     ]
     for modality in EVALUATIONS:
         rows = []

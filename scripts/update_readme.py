@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 
 from hf_ssl.cli import information
-from hf_ssl.cli.information import PROOF_ROWS, papers, recorded
+from hf_ssl.cli.information import papers, proof_rows, recorded
 from hf_ssl.errors import InputError, run_script
 from hf_ssl.evaluation import PAIRS, Metric, modality_of, results_table
 from hf_ssl.evaluation.comparison import MODALITIES, compare, mean, recorded_runs
@@ -32,6 +32,7 @@ from hf_ssl.training.checkpoints import RUN_FILE, write_json
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "model_cards/examples"
 README, BEGIN, END = ROOT / "README.md", "<!-- zoo -->\n", "<!-- /zoo -->"
+LABELS = "<!-- labels -->\n", "<!-- /labels -->"
 PROOFS = {
     "image": "linear_probe",
     "text": "linear_probe",
@@ -111,7 +112,8 @@ def write_example(folder):
 
 def save_picture():
     """The README's picture of all image methods, from the recorded runs."""
-    runs = [run for name in METHODS if recorded(name) for run in recorded_runs(name, recorded(name))]
+    names = [name for name, model in METHODS.items() if recorded(name) and not model.learns_from_labels]
+    runs = [run for name in names for run in recorded_runs(name, recorded(name))]
     images = [each for each in compare(runs) if each["modality"] == "images"]
     save_comparison(ROOT / "model_cards/images/comparison_images.png", images)
 
@@ -123,12 +125,39 @@ def zoo_table():
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for name in METHODS:
-        links = ", ".join(f"[{label or f'arXiv:{number}'}]({link})" for label, link, number in papers(name))
-        example = f"model_cards/examples/{name}.md"
-        page = example if (ROOT / example).is_file() else f"hf_ssl/methods/{name}.py"
-        cells = [f"[`{name}`]({page})", MODALITIES[modality_of(METHODS[name])], links, *_proof(name, recorded(name))]
-        lines.append(f"| {' | '.join(cells)} |")
+        if not METHODS[name].learns_from_labels:
+            cells = [_page(name), MODALITIES[modality_of(METHODS[name])], _links(name), *_proof(name, recorded(name))]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def labels_table():
+    """A row for each method that learns from few labels: its accuracy beside that of the network trained with labels alone."""
+    lines = [
+        "| method | paper | the labels alone | with unlabelled images | all labels | minutes |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for name in METHODS:
+        if METHODS[name].learns_from_labels:
+            runs = recorded(name).get("runs", [])
+            rows = [
+                [run["results"][row]["accuracy"] for run in runs]
+                for row in ("labels_alone", "pretrained", "all_labels")
+            ]
+            cells = [f"{mean(values):.1f}" if values else "" for values in rows]
+            minutes = f"{max(1, mean([run['run']['seconds'] / 60 for run in runs])):.0f}" if runs else ""
+            lines.append(f"| {' | '.join([_page(name), _links(name), *cells, minutes])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _page(name):
+    """A method's name, with a link to its card, or, where no run is recorded, to its file."""
+    example = f"model_cards/examples/{name}.md"
+    return f"[`{name}`]({example if (ROOT / example).is_file() else f'hf_ssl/methods/{name}.py'})"
+
+
+def _links(name):
+    return ", ".join(f"[{label or f'arXiv:{number}'}]({link})" for label, link, number in papers(name))
 
 
 def _proof(name, record):
@@ -136,8 +165,10 @@ def _proof(name, record):
     runs, column = record.get("runs", []), PROOFS[modality_of(METHODS[name])]
     if not runs:
         return [""] * 5
-    raw = next((row for row in runs[0]["results"] if row not in PROOF_ROWS and column in runs[0]["results"][row]), "")
-    rows = [[run["results"].get(row, {}) for run in runs] for row in (raw, *PROOF_ROWS)]
+    raw = next(
+        (row for row in runs[0]["results"] if row not in proof_rows(name) and column in runs[0]["results"][row]), ""
+    )
+    rows = [[run["results"].get(row, {}) for run in runs] for row in (raw, *proof_rows(name))]
     values = [[numbers[column] for numbers in row if column in numbers] for row in rows]
     means = [mean(each) if each else None for each in values]
     best = max(each for each in means if each is not None)
@@ -150,6 +181,7 @@ def _proof(name, record):
 def updated(readme):
     """The README with its table of the zoo, and the tables of the default runs of single methods, as they are recorded now."""
     readme = _between(readme, BEGIN, END, zoo_table())
+    readme = _between(readme, *LABELS, labels_table())
     for name in re.findall(r"<!-- recorded:(\w+) -->", readme):
         record = recorded(name)
         runs = [run | {"metrics": record["metrics"]} for run in record["runs"]]

@@ -76,7 +76,9 @@ def test_wrong_labels_are_any_class():
     noisy = wrong_labels(numbers, 0.5, seed=0)
     assert (noisy != numbers).mean() == pytest.approx(0.45, abs=0.02)  # one in ten is right by chance
     assert np.array_equal(wrong_labels(numbers, 0.0, 0), numbers) and set(noisy) == set(range(10))
-    assert np.array_equal(wrong_labels(numbers, 0.5, 0), noisy) and not np.array_equal(wrong_labels(numbers, 0.5, 1), noisy)
+    assert np.array_equal(wrong_labels(numbers, 0.5, 0), noisy) and not np.array_equal(
+        wrong_labels(numbers, 0.5, 1), noisy
+    )
 
 
 def test_an_image_is_moved_and_mirrored_at_its_borders():

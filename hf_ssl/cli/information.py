@@ -14,7 +14,6 @@ from ..methods import METHODS
 from ..training.arguments import check_known
 
 RESULTS = CARDS / "results"
-PROOF_ROWS = ("random_initialisation", "pretrained")
 PAPER = re.compile(
     r"(?:((?:van den )?\w+(?: et al\.| and (?:van der )?\w+)? \d{4})[,:]?\s+)?(https://arxiv\.org/abs/([\d.]+\d))"
 )
@@ -70,10 +69,15 @@ def recorded(name):
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
+def proof_rows(name):
+    """The two rows of a method's results that prove it: what it is to beat, and itself."""
+    return "labels_alone" if METHODS[name].learns_from_labels else "random_initialisation", "pretrained"
+
+
 def changes(name):
-    """Each recorded number of the default runs in words: random initialisation → pretrained, seed by seed."""
+    """Each recorded number of the default runs in words, seed by seed: what the method is to beat → the method."""
     kept = recorded(name)
-    rows = [[run["results"].get(row, {}) for run in kept.get("runs", [])] for row in PROOF_ROWS]
+    rows = [[run["results"].get(row, {}) for run in kept.get("runs", [])] for row in proof_rows(name)]
     shown = []
     for column, metric in scores(kept.get("metrics", {})).items():
         if all(column in found for row in rows for found in row):  # what all runs have on both sides

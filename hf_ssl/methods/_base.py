@@ -166,6 +166,9 @@ class SSLModel(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     encoder_class = AutoModel  # what reads the checkpoint that training begins from, for `load_encoder`
     uses_sample_indices = False
+    learns_from_labels = (
+        False  # which come with `labelled_pixel_values` beside each batch; then the release is a classifier
+    )
     compares_samples = False  # with each other, in the loss: then accumulated passes are not one large batch
     learning_rate_factors: dict[str, float] = {}  # by prefix of a module's name: {"discriminator": 0.1}
 
