@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ..data import ImageDecoder, LabelledCompanions
+from ..data.labels import UnseenRows
 from ..data.words import word_tokenizer
 from ..errors import InputError
 from ..evaluation.encoders.loading import released_encoder
@@ -96,8 +97,7 @@ def pretrain_with_labels(model_class, presets, description, view):
     if args.train_baselines:
         for row, companions in zip(BASELINES, (labels.used, labels.every), strict=True):
             if row != "all_labels" or len(labels.every) > len(labels.used) or args.label_noise:
-                unseen = decoder.without_augmentation()  # which the baseline does not look at
-                _train_baseline(row, config, begin, rows, beside(unseen, companions), args)
+                _train_baseline(row, config, begin, rows, beside(UnseenRows(), companions), args)
     finish_run(run, processor)
 
 

@@ -118,6 +118,19 @@ class WithLabels:
         return self.decoder.view(**batch) | {"labels": labels}
 
 
+class UnseenRows:
+    """Rows of which a batch has nothing but `sample_seeds`: what companions are drawn by, where these alone are looked at."""
+
+    def decode(self, row):
+        return None
+
+    def collate(self, items, sample_seeds):
+        return {"sample_seeds": sample_seeds}
+
+    def view(self, sample_seeds):
+        return {"sample_seeds": sample_seeds}
+
+
 class LabelledCompanions:
     """The batches of `decoder`, and beside them labelled rows, drawn with replacement, of N samples for each `every`-th one.
 
@@ -175,4 +188,12 @@ class LabelledCompanions:
         )
 
 
-__all__ = ["LabelledCompanions", "WithLabels", "class_numbers", "draw_labels", "labelled_rows", "wrong_labels"]
+__all__ = [
+    "LabelledCompanions",
+    "UnseenRows",
+    "WithLabels",
+    "class_numbers",
+    "draw_labels",
+    "labelled_rows",
+    "wrong_labels",
+]

@@ -46,8 +46,8 @@ class EntropyMinimizationForPreTraining(SSLModel):
         self.backbone = build_classifier(config.backbone_config)
         self.post_init()
 
-    def forward(self, pixel_values, labelled_pixel_values, labels, **kwargs):
-        """pixel_values: (N, C, H, W). labelled_pixel_values: (B, C, H, W). labels: (B,). `logits`: (B, K)."""
+    def forward(self, labelled_pixel_values, labels, pixel_values=None, **kwargs):
+        """pixel_values: (N, C, H, W); with entropy_weight=0 they may be left out. labelled_pixel_values: (B, C, H, W). labels: (B,). `logits`: (B, K)."""
         if self.config.entropy_weight == 0:
             logits, features = classify(self.backbone, labelled_pixel_values)
             loss = F.cross_entropy(logits, labels)
