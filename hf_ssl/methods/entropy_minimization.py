@@ -47,7 +47,8 @@ class EntropyMinimizationForPreTraining(SSLModel):
         self.post_init()
 
     def forward(self, labelled_pixel_values, labels, pixel_values=None, **kwargs):
-        """pixel_values: (N, C, H, W); with entropy_weight=0 they may be left out. labelled_pixel_values: (B, C, H, W). labels: (B,). `logits`: (B, K)."""
+        """pixel_values: (N, C, H, W); with entropy_weight=0 they may be left out. labelled_pixel_values: (B, C, H, W). labels:
+        (B,). `logits`: (B, K)."""
         if self.config.entropy_weight == 0:
             logits, features = classify(self.backbone, labelled_pixel_values)
             loss = F.cross_entropy(logits, labels)
