@@ -15,6 +15,7 @@ hf-ssl benchmark bert --size mini    # step and memory against transformers' Ber
 hf-ssl benchmark pretext             # rotation, relative position, jigsaw, exemplar against PIL and loops; --size r18-96
 hf-ssl benchmark pretext --part shortcut   # relative position, seen through a lens that shifts colours
 hf-ssl benchmark instance_discrimination   # runs: softmax, NCE by draws, parametric, sizes of the embedding
+hf-ssl benchmark few_labels          # runs: accuracy by number of labels; --part noise, mixmatch, epsilon
 hf-ssl benchmark deep_infomax        # estimates of known mutual information; --output curves.png
 hf-ssl benchmark steps --device cuda # table of samples/s and memory: MoCo R50 224, MAE ViT-B, CLIP B/32
 
@@ -34,6 +35,7 @@ from hf_ssl.scripts.benchmarks import (
     clip,
     cpc_audio,
     estimators,
+    few_labels,
     instances,
     loop,
     mae,
@@ -80,6 +82,7 @@ BENCHMARKS = {
     ),
     "deep_infomax": lambda args: estimators.compare(args.output),
     "instance_discrimination": lambda args: instances.compare(args.output_dir, args.flags),
+    "few_labels": lambda args: few_labels.compare(args.part, args.method, args.output_dir, args.flags),
     "word2vec": words,
     "steps": lambda args: steps.write(args.output, rounds=args.rounds),
 }
@@ -112,6 +115,7 @@ def main():
         ("pretext", pretext),
         ("deep_infomax", estimators),
         ("instance_discrimination", instances),
+        ("few_labels", few_labels),
         ("word2vec", word2vec),
         ("steps", steps),
     ):
@@ -127,6 +131,11 @@ def main():
         if benchmark is instances:
             own.add_argument("--part", choices=("table",), default="table", help="The paper's ablations.")
             _add_run_arguments(own, "outputs/instance_discrimination_table")
+            continue
+        if benchmark is few_labels:
+            own.add_argument("--part", choices=few_labels.PARTS, default="labels", help="Which table.")
+            own.add_argument("--method", help="Of the parts labels and noise; none: fixmatch, temporal_ensembling.")
+            _add_run_arguments(own, "outputs/few_labels")
             continue
         own.add_argument("--size", choices=benchmark.SIZES, default=next(iter(benchmark.SIZES)), help="Of the model.")
         own.add_argument("--threads", type=int, default=os.cpu_count(), help="1 is steadier on a busy machine.")

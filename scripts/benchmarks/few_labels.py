@@ -1,0 +1,56 @@
+"""Tables of semi-supervised methods: how many labels, how many wrong ones, MixMatch's ablations, VAT's epsilon."""
+
+from pathlib import Path
+
+from .runs import check_flags, finish, print_table, read_results
+
+OWN_FLAGS = ("--config_overrides", "--output_dir", "--labels", "--label_fraction", "--label_noise")
+TITLES = {"the labels alone": "labels_alone", "with unlabelled images": "pretrained", "all labels": "all_labels"}
+ABLATIONS = {  # table 4 of https://arxiv.org/abs/1905.02249
+    "MixMatch": {},
+    "one guess (K = 1)": dict(guesses=1),
+    "no sharpening (T = 1)": dict(temperature=1.0),
+    "no average of weights": dict(momentum=0.0),
+    "no MixUp": dict(mixed="none"),
+    "MixUp of labelled images alone": dict(mixed="labelled"),
+    "MixUp of unlabelled images alone": dict(mixed="unlabelled"),
+    "MixUp within both": dict(mixed="separate"),
+}
+
+
+def counts(method):
+    return {f"{count} labels": (method, {}, ["--labels", str(count)]) for count in (50, 100, 250, 500, 1000, 2500)}
+
+
+def noise(method):
+    """All labels, some of them random: the tolerance of section 3.4 of https://arxiv.org/abs/1610.02242."""
+    return {
+        f"{part:.0%} random labels": (method, {}, ["--label_fraction", "1", "--label_noise", str(part)])
+        for part in (0.0, 0.2, 0.5, 0.8, 0.9)
+    }
+
+
+def mixmatch(method):
+    return {row: ("mixmatch", settings, []) for row, settings in ABLATIONS.items()}
+
+
+def epsilon(method):
+    return {f"epsilon = {value}": ("vat", dict(epsilon=value), []) for value in (0.5, 1.0, 2.0, 4.0, 8.0)}
+
+
+PARTS = {"labels": counts, "noise": noise, "mixmatch": mixmatch, "epsilon": epsilon}
+METHODS = {"labels": "fixmatch", "noise": "temporal_ensembling"}  # unless another is named
+
+
+def compare(part, method, output_dir, flags):
+    """flags: of the scripts, for all runs. Runs that have ended in `output_dir` are not made again."""
+    check_flags(flags, OWN_FLAGS)
+    method, rows = method or METHODS.get(part, part), {}
+    for row, (script, settings, own) in PARTS[part](method).items():
+        name = "".join(letter if letter.isalnum() or letter == "." else "_" for letter in row.lower())
+        folder = Path(output_dir) / part / f"{script}_{name}"
+        finish(script, folder, settings, [*own, *flags])
+        rows[row] = {
+            key: numbers["accuracy"] for key, numbers in read_results(folder).items() if "accuracy" in numbers
+        }
+    print_table("accuracy in percent", TITLES, rows)
