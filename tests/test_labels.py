@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Image
+from methods.tester import TINY_RESNET
+from processes import launch
 from safetensors.torch import load_file
 from test_scripts import pictures, run, run_card  # noqa: F401
+from test_training import after_step, same_weights
 from transformers import AutoModelForImageClassification, AutoModelForPreTraining
 
-from hf_ssl.data import VIEWS, DataError, Views, load_split
+from hf_ssl.data import VIEWS, DataError, ImageDecoder, LabelledCompanions, Views, image_rows, load_split
 from hf_ssl.data.labels import class_numbers, draw_labels, wrong_labels
 from hf_ssl.data.pixels import cut_out, move
 from hf_ssl.data.rand_augment import rand_augment
 from hf_ssl.errors import InputError
+from hf_ssl.methods import METHODS
+from hf_ssl.training import train
+from hf_ssl.training.arguments import LabelArguments
 
 FEW = ["--max_steps", 6, "--per_device_train_batch_size", 8, "--unlabelled_per_label", 2]
 
@@ -127,6 +133,39 @@ def test_weak_views_keep_what_strong_ones_change():
         assert found.max() < 1e-5
     assert (made["pixel_values_2"] == 0.5).float().mean() > 0.1  # the square
     assert not torch.equal(made["pixel_values"], originals)
+
+
+def _train(data, output_dir, method, options):
+    """24 steps of a tiny model, 12 rows a step of all processes, so that an epoch of 120 rows has 10; its history."""
+    settings = dict(
+        output_dir=str(output_dir), dataset_name=str(data), max_steps=24, per_device_train_batch_size=12, learning_rate=0.05,
+        save_steps=1, logging_steps=5, seed=3, optim="adamw", dataloader_num_workers=1,
+    )  # fmt: skip
+    args = LabelArguments(**settings | options)
+    rows, column = image_rows(load_split(str(data)))
+    decoder = ImageDecoder(column, 3, Views(16, [0.5], [0.5], VIEWS["weak_and_strong"]))
+    decoder = LabelledCompanions(decoder, rows.select(range(0, 120, 4)), "label")
+    config = METHODS[method].config_class(backbone_config=TINY_RESNET | dict(num_labels=10))
+    if METHODS[method].uses_sample_indices:
+        config.num_samples = len(rows)
+    torch.manual_seed(args.seed)
+    return train(METHODS[method](config), rows, decoder, args).history
+
+
+@pytest.mark.parametrize(
+    "method, processes",
+    [("temporal_ensembling", 1), ("temporal_ensembling", 2), ("mixmatch", 2), ("mean_teacher", 1), ("vat", 1)],
+)
+def test_a_killed_run_goes_on_bitwise(shards, tmp_path, method, processes):
+    """The ensembles of all rows, averages and ramps too: killed within an epoch, and by chance at its border."""
+    options = {"per_device_train_batch_size": 12 // processes}
+    whole = launch(_train, shards, tmp_path / "whole", method, options, processes=processes)[0]
+    options |= {"resume_from_checkpoint": "auto"}
+    moment = after_step(tmp_path / "killed", 13, 0.02)
+    killed = launch(_train, shards, tmp_path / "killed", method, options, processes=processes, kill_when=moment)
+    assert set(killed) == {-9} and not (tmp_path / "killed/checkpoints/step_24").exists()
+    resumed = launch(_train, shards, tmp_path / "killed", method, options, processes=processes)[0]
+    assert same_weights(tmp_path / "whole", tmp_path / "killed", 24) and resumed == whole
 
 
 @pytest.fixture(scope="module")
