@@ -72,11 +72,11 @@ class MeanTeacherForPreTraining(SSLModel):
         self.post_init()
 
     def forward(self, pixel_values, pixel_values_2, labelled_pixel_values, labels, **kwargs):
-        """pixel_values, pixel_values_2: (N, C, H, W), two views of each image. labelled_pixel_values: (B, C, H, W). labels: (B,).
-        `logits`: (B, K)."""
-        logits, student_logits, features = classify_together(self.backbone, labelled_pixel_values, pixel_values)
+        """pixel_values, pixel_values_2: (N, C, H, W), two views of each image; where one is augmented more, it is the second,
+        which the student sees. labelled_pixel_values: (B, C, H, W). labels: (B,). `logits`: (B, K)."""
+        logits, student_logits, features = classify_together(self.backbone, labelled_pixel_values, pixel_values_2)
         with torch.no_grad():  # in training mode too: the teacher has batch statistics of its own
-            teacher_logits, _ = classify(self.teacher, pixel_values_2)
+            teacher_logits, _ = classify(self.teacher, pixel_values)
         supervised = F.cross_entropy(logits, labels)
         difference = mean_squared_difference(student_logits.softmax(1), teacher_logits.softmax(1))
         weight = self.config.consistency_weight * sigmoid_ramp(self.progress / self.config.ramp_end)
