@@ -41,6 +41,10 @@ class MeasuredRun:
     def modality(self):
         return modality_of(METHODS[self.method])
 
+    @property
+    def learns_from_labels(self):
+        return METHODS[self.method].learns_from_labels
+
 
 def released_runs(folder):
     """A MeasuredRun for each evaluation of the release in `folder`. Raises InputError if it holds none."""
@@ -84,7 +88,7 @@ def compare(runs):
 
 
 def _comparable(run, other):
-    if run.modality != other.modality:
+    if run.modality != other.modality or run.learns_from_labels != other.learns_from_labels:
         return False
     if "dataset" not in run.evaluation or "dataset" not in other.evaluation:
         return run.method == other.method and run.evaluation.keys() == other.evaluation.keys()
@@ -107,7 +111,7 @@ def _comparison(group, first):
     return {
         "modality": MODALITIES[group[0].modality],
         "measured_on": measured_on(evaluation, group[0].modality) if is_known else None,
-        "why_apart": None if group is first else _why_apart(evaluation, first[0].evaluation),
+        "why_apart": None if group is first else _why_apart(group[0], first[0]),
         "metrics": {column: metrics[column] for column in columns},
         "methods": methods,
     }
@@ -155,7 +159,10 @@ def _labels(rows):
     return labels
 
 
-def _why_apart(evaluation, first):
+def _why_apart(run, other):
+    if run.learns_from_labels != other.learns_from_labels:
+        return f"these have {'' if run.learns_from_labels else 'not '}learnt from labels"
+    evaluation, first = run.evaluation, other.evaluation
     if "dataset" not in evaluation or "dataset" not in first:
         return "the record does not say on which rows and with which settings it was measured"
     return "; ".join(

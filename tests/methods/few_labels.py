@@ -129,7 +129,9 @@ def gradients(loss, model):
 def assert_same_gradients(one, other):
     assert one.keys() == other.keys()
     for name, gradient in one.items():
-        torch.testing.assert_close(gradient, other[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            gradient, other[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def statistics(network):

@@ -12,7 +12,9 @@ from hf_ssl import FixMatchConfig, FixMatchForPreTraining
 
 class TestFixMatch(FewLabelsTester):
     model_class = FixMatchForPreTraining
-    config = dict(backbone_config=CLASSIFIER, threshold=0.3, momentum=0.9)  # of which an untrained network is sure at times
+    config = dict(
+        backbone_config=CLASSIFIER, threshold=0.3, momentum=0.9
+    )  # of which an untrained network is sure at times
     teachers = {"average": "backbone"}
     noise = 0.1, 0.6
 

@@ -27,7 +27,10 @@ class TestUDA(FewLabelsTester):
     def test_loss_equals_a_slow_formula(self, annealing):
         """The mean over all unlabelled images, of which those below the threshold give 0; that over the labelled images whose
         label the network does not yet give more than a tenth of the way from 1 / 4 to 1."""
-        model, batch = self.decided_model(threshold=0.7, unlabelled_weight=2.0, signal_annealing=annealing), self.batch()
+        model, batch = (
+            self.decided_model(threshold=0.7, unlabelled_weight=2.0, signal_annealing=annealing),
+            self.batch(),
+        )
         model.progress.fill_(0.1)
         losses, confident = [], []
         weak, strong = (logits_of(model.backbone, batch[name]) for name in ("pixel_values", "pixel_values_2"))

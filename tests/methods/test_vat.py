@@ -79,7 +79,12 @@ class TestVAT(FewLabelsTester):
             setattr(model.config, name, value)
         generator = torch.Generator().manual_seed(3)
         pixels, noise, labelled = torch.randn(3, 6, 3, 2, 2, generator=generator)
-        batch = {"pixel_values": pixels, "labelled_pixel_values": labelled, "labels": torch.arange(6) % 4, "noise": noise}
+        batch = {
+            "pixel_values": pixels,
+            "labelled_pixel_values": labelled,
+            "labels": torch.arange(6) % 4,
+            "noise": noise,
+        }
         return model, TwoLayersInNumPy(model.backbone), batch
 
     @pytest.mark.parametrize("iterations", [1, 2, 4])
