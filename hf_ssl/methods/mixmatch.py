@@ -125,7 +125,7 @@ class MixMatchForPreTraining(SSLModel):
         return sharpen(mean, self.config.temperature), told[0][1]
 
     def classify_interleaved(self, images):
-        """Logits (V, N, K) of images (V, N, C, H, W), by V passes of N images, each of which holds some of all kinds."""
+        """Logits (V, N, K) of images (V, N, C, H, W), by V passes of N images, each with some that are labelled."""
         first, *others = interleave(images)
         logits = [classify(self.backbone, first)[0]]
         with fixed_running_statistics(self.backbone):

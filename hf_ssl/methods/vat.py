@@ -27,8 +27,8 @@ class VATConfig(SSLConfig):
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     epsilon: length of the adversarial step, of pixels as the network sees them, normalised. xi: of the step at whose end the
-    gradient is taken; in float16 or bfloat16 1e-3 is too little. power_iterations: how often. vat_weight: of the divergence. entropy_weight:
-    of the unlabelled images' entropy; 0: VAT alone.
+    gradient is taken; in mixed precision, whose rounding is coarser, 1 gives the better direction. power_iterations: how often.
+    vat_weight: of the divergence. entropy_weight: of the unlabelled images' entropy; 0: VAT alone.
     """
 
     model_type = "ssl_vat"

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from methods.tester import TINY_RESNET, MethodTester, train_two_steps
+from methods.tester import TINY_RESNET, TINY_VIT, MethodTester, train_two_steps
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 CLASSIFIER = TINY_RESNET | dict(num_labels=4)
@@ -83,6 +83,15 @@ class FewLabelsTester(MethodTester):
                 expected = head if auto_class is AutoModel else other.classifier[1].weight
                 assert torch.equal(network.classifier[1].weight, expected)
 
+    def test_a_vit_is_a_backbone_too(self):
+        """Each weight that is trained gets a gradient, and what is released says what `embed` was read from."""
+        config = self.config | dict(backbone_config=TINY_VIT | dict(num_labels=4))
+        model = self.model_class(self.model_class.config_class(**config)).train()
+        model(**self.batch()).loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        pixels, released = self.batch()["pixel_values"], model.eval().export_encoder()
+        torch.testing.assert_close(released.classifier(model.embed(pixels)), released(pixels).logits)
+
     def test_half_precision_is_finite(self):
         model = self.model().train()
         with torch.autocast("cpu", torch.bfloat16):
@@ -129,7 +138,9 @@ def gradients(loss, model):
 def assert_same_gradients(one, other):
     assert one.keys() == other.keys()
     for name, gradient in one.items():
-        torch.testing.assert_close(gradient, other[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            gradient, other[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def statistics(network):

@@ -4,15 +4,24 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.few_labels import (
-    CLASSIFIER, FewLabelsTester, assert_same_gradients, cross_entropy, gradients, logits_of, softmax, statistics,
-)  # fmt: skip
+    CLASSIFIER,
+    FewLabelsTester,
+    assert_same_gradients,
+    cross_entropy,
+    gradients,
+    logits_of,
+    softmax,
+    statistics,
+)
 
 from hf_ssl import FixMatchConfig, FixMatchForPreTraining
 
 
 class TestFixMatch(FewLabelsTester):
     model_class = FixMatchForPreTraining
-    config = dict(backbone_config=CLASSIFIER, threshold=0.3, momentum=0.9)  # of which an untrained network is sure at times
+    config = dict(
+        backbone_config=CLASSIFIER, threshold=0.3, momentum=0.9
+    )  # of which an untrained network is sure at times
     teachers = {"average": "backbone"}
     noise = 0.1, 0.6
 

@@ -6,8 +6,15 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from methods.few_labels import (
-    CLASSIFIER, FewLabelsTester, assert_same_gradients, cross_entropy, gradients, logits_of, softmax, statistics,
-)  # fmt: skip
+    CLASSIFIER,
+    FewLabelsTester,
+    assert_same_gradients,
+    cross_entropy,
+    gradients,
+    logits_of,
+    softmax,
+    statistics,
+)
 
 from hf_ssl import MeanTeacherConfig, MeanTeacherForPreTraining
 
@@ -57,7 +64,9 @@ class TestMeanTeacher(FewLabelsTester):
                 expected[place] = a * expected[place] + (1 - a) * parameter.detach().double().numpy()
             for parameter, average in zip(model.teacher.parameters(), expected, strict=True):
                 np.testing.assert_allclose(parameter.detach(), average, atol=1e-6)
-        assert seen[:3] == pytest.approx([1 / 2, 2 / 3, 0.7]) and seen[11] == pytest.approx(12 / 13) and seen[-1] == 0.95
+        assert (
+            seen[:3] == pytest.approx([1 / 2, 2 / 3, 0.7]) and seen[11] == pytest.approx(12 / 13) and seen[-1] == 0.95
+        )
         assert model.steps == 24
 
     def test_no_gradient_flows_into_the_teacher(self):

@@ -4,8 +4,15 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.few_labels import (
-    CLASSIFIER, FewLabelsTester, assert_same_gradients, cross_entropy, gradients, logits_of, softmax, statistics,
-)  # fmt: skip
+    CLASSIFIER,
+    FewLabelsTester,
+    assert_same_gradients,
+    cross_entropy,
+    gradients,
+    logits_of,
+    softmax,
+    statistics,
+)
 from scipy import stats
 
 from hf_ssl import MixMatchConfig, MixMatchForPreTraining
@@ -57,7 +64,10 @@ class TestMixMatch(FewLabelsTester):
         assert len(squares) == guesses * 12 * 4
         output = model(**batch, **draws)
         assert output.loss.item() == pytest.approx(supervised + 5 * np.mean(squares), abs=1e-5)
-        assert output.metrics["unlabelled"].item() == pytest.approx(np.mean(squares), abs=1e-6) and np.mean(squares) > 0.01
+        assert (
+            output.metrics["unlabelled"].item() == pytest.approx(np.mean(squares), abs=1e-6)
+            and np.mean(squares) > 0.01
+        )
         np.testing.assert_allclose(output.logits.detach(), logits[:12], atol=1e-4)
 
     def test_the_ramp_equals_a_line(self):
@@ -97,7 +107,13 @@ class TestMixMatch(FewLabelsTester):
 
     def test_what_is_not_to_be_mixed_is_not(self):
         seeds = torch.arange(36).view(3, 12)
-        for mixed, whole in {"none": (0, 1, 2), "labelled": (1, 2), "unlabelled": (0,), "separate": (), "all": ()}.items():
+        for mixed, whole in {
+            "none": (0, 1, 2),
+            "labelled": (1, 2),
+            "unlabelled": (0,),
+            "separate": (),
+            "all": (),
+        }.items():
             model = self.model()
             model.config.mixed = mixed
             mixing, order = model.draw_mixing(seeds), model.draw_order(seeds)
@@ -105,13 +121,18 @@ class TestMixMatch(FewLabelsTester):
             assert torch.equal(order.sort().values, torch.arange(36))
             assert ((order[:12] < 12).all() and (order[12:] >= 12).all()) == (mixed != "all")
 
-    def test_interleaving_is_its_own_inverse_and_each_pass_has_all_kinds(self):
+    def test_interleaving_is_its_own_inverse_and_no_pass_is_of_one_kind(self):
+        """The first has equal parts of all kinds, the others labelled images and those of one view, as in the original."""
         kinds = torch.arange(3)[:, None].expand(3, 12)
         numbers = torch.arange(36).view(3, 12)
         for x in (numbers, torch.randn(3, 12, 2, 5), torch.randn(2, 8, 3)):
             assert torch.equal(interleave(interleave(x)), x)
         assert torch.equal(interleave(numbers).flatten().sort().values, numbers.flatten())
-        assert [torch.bincount(each, minlength=3).tolist() for each in interleave(kinds)] == [[4] * 3, [4, 8, 0], [4, 0, 8]]
+        assert [torch.bincount(each, minlength=3).tolist() for each in interleave(kinds)] == [
+            [4] * 3,
+            [4, 8, 0],
+            [4, 0, 8],
+        ]
 
     def test_running_statistics_are_those_of_the_first_interleaved_batch(self):
         """Of image i of kind i % 3, mixed, and of nothing else; the guesses move none."""

@@ -6,8 +6,14 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.few_labels import (
-    CLASSIFIER, FewLabelsTester, assert_same_gradients, cross_entropy, gradients, logits_of, softmax,
-)  # fmt: skip
+    CLASSIFIER,
+    FewLabelsTester,
+    assert_same_gradients,
+    cross_entropy,
+    gradients,
+    logits_of,
+    softmax,
+)
 
 from hf_ssl import UDAConfig, UDAForPreTraining
 
@@ -27,7 +33,10 @@ class TestUDA(FewLabelsTester):
     def test_loss_equals_a_slow_formula(self, annealing):
         """The mean over all unlabelled images, of which those below the threshold give 0; that over the labelled images whose
         label the network does not yet give more than a tenth of the way from 1 / 4 to 1."""
-        model, batch = self.decided_model(threshold=0.7, unlabelled_weight=2.0, signal_annealing=annealing), self.batch()
+        model, batch = (
+            self.decided_model(threshold=0.7, unlabelled_weight=2.0, signal_annealing=annealing),
+            self.batch(),
+        )
         model.progress.fill_(0.1)
         losses, confident = [], []
         weak, strong = (logits_of(model.backbone, batch[name]) for name in ("pixel_values", "pixel_values_2"))

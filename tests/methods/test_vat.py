@@ -6,8 +6,14 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.few_labels import (
-    CLASSIFIER, FewLabelsTester, assert_same_gradients, cross_entropy, gradients, logits_of, softmax, statistics,
-)  # fmt: skip
+    CLASSIFIER,
+    FewLabelsTester,
+    assert_same_gradients,
+    cross_entropy,
+    gradients,
+    softmax,
+    statistics,
+)
 from scipy import stats
 from torch import nn
 
@@ -79,7 +85,12 @@ class TestVAT(FewLabelsTester):
             setattr(model.config, name, value)
         generator = torch.Generator().manual_seed(3)
         pixels, noise, labelled = torch.randn(3, 6, 3, 2, 2, generator=generator)
-        batch = {"pixel_values": pixels, "labelled_pixel_values": labelled, "labels": torch.arange(6) % 4, "noise": noise}
+        batch = {
+            "pixel_values": pixels,
+            "labelled_pixel_values": labelled,
+            "labels": torch.arange(6) % 4,
+            "noise": noise,
+        }
         return model, TwoLayersInNumPy(model.backbone), batch
 
     @pytest.mark.parametrize("iterations", [1, 2, 4])
