@@ -108,7 +108,7 @@ def divergence(p_logits, q_logits):
 
 def unit(x):
     """Each of (N, ...) over its length, by way of its largest value, so that tiny gradients are not lost (vat.py)."""
-    flat = x.flatten(1).float()
+    flat = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
     flat = flat / (1e-12 + flat.abs().amax(1, keepdim=True))
     return (flat / (1e-6 + flat.square().sum(1, keepdim=True)).sqrt()).view_as(x).to(x.dtype)
 

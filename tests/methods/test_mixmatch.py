@@ -78,6 +78,7 @@ class TestMixMatch(FewLabelsTester):
             model.progress.fill_(step / 2**20)
             output = model(**batch)
             weight = 5 * min(1, step / 16384)
+            assert model.weight().item() == pytest.approx(weight, abs=1e-6), step
             expected = output.metrics["supervised"] + weight * output.metrics["unlabelled"]
             assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6), step
         assert output.metrics["unlabelled"] > 0.01
