@@ -9,6 +9,7 @@ import torchvision
 from huggingface_hub.errors import StrictDataclassError
 from methods.tester import TINY_RESNET, TINY_VIT
 from processes import on_pair, run_plain
+from scipy import stats
 from torch import nn
 from torch.nn.functional import softplus
 from torch.nn.parallel import DistributedDataParallel
@@ -16,12 +17,22 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 import hf_ssl.methods._random as random_numbers
 from hf_ssl import SSLAlexNetConfig, SSLAlexNetModel, SSLTwoHalvesConfig, SSLTwoHalvesModel
-from hf_ssl.methods._backbone import build_backbone, check_backbone, native_copy
+from hf_ssl.methods._backbone import (
+    build_backbone,
+    check_backbone,
+    classify,
+    is_classifier,
+    load_parts,
+    native_copy,
+    pooled,
+)
 from hf_ssl.methods._base import SSLConfig, SSLModel, SSLOutput
-from hf_ssl.methods._batch_norm import GlobalBatchNorm
+from hf_ssl.methods._batch_norm import GlobalBatchNorm, fixed_running_statistics
 from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
+from hf_ssl.methods._momentum import momentum_update
+from hf_ssl.methods._semi_supervised import build_classifier, confident_cross_entropy, linear_ramp, sigmoid_ramp
 from hf_ssl.methods._sobel import Sobel, SSLSobelConfig, SSLSobelModel
 
 
@@ -129,6 +140,121 @@ class TestOverProcesses:
         for place, row in ((5, 2), (2, 4), (0, 6), (7, 7)):
             expected[place] = 2 * row, 2 * row + 1
         np.testing.assert_array_equal(alone["bank"], expected)
+
+
+class TestFixedRunningStatistics:
+    def test_batches_normalise_and_move_nothing(self):
+        """Values and gradients are those of torch's own; afterwards statistics move again, after an error too."""
+        network, plain = nn.Sequential(GlobalBatchNorm(3)).double(), nn.BatchNorm2d(3).double()
+        before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        x, y = WAVES.clone().requires_grad_(), WAVES.clone().requires_grad_()
+        with fixed_running_statistics(network):
+            found = network(x)
+        torch.testing.assert_close(found, plain(y))
+        found.pow(3).sum().backward(), plain(y).pow(3).sum().backward()
+        torch.testing.assert_close(x.grad, y.grad)
+        torch.testing.assert_close(network[0].weight.grad, plain.weight.grad)
+        assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
+        with pytest.raises(ZeroDivisionError), fixed_running_statistics(network):
+            raise ZeroDivisionError
+        network(x)
+        assert network[0].num_batches_tracked == 1 and not torch.equal(
+            network[0].running_mean, before["0.running_mean"]
+        )
+
+
+class TestClassifiers:
+    CONFIGS = [
+        TINY_RESNET,
+        TINY_RESNET | {"model_type": "ssl_resnet"},
+        TINY_VIT,
+        dict(model_type="convnext", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
+        dict(
+            model_type="dinov2",
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=4,
+        ),
+    ]
+
+    @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["model_type"])
+    def test_logits_and_what_the_head_reads(self, config):
+        classifier = build_classifier(AutoConfig.for_model(**config, num_labels=5)).eval()
+        assert is_classifier(classifier) and not is_classifier(classifier.base_model)
+        pixels = torch.randn(2, 3, 16, 16)
+        with torch.no_grad():
+            logits, features = classify(classifier, pixels)
+            assert torch.equal(logits, classifier(pixels).logits) and logits.shape == (2, 5)
+            torch.testing.assert_close(classifier.classifier(features), logits)
+            assert torch.equal(pooled(classifier, pixels), features)
+            assert torch.equal(native_copy(classifier)(pixels).logits, logits)
+        assert not classifier.classifier._forward_pre_hooks
+
+    def test_networks_that_are_none_are_refused(self):
+        for config, message in (
+            (
+                TINY_VIT | {"model_type": "vit_mae"},
+                "'vit_mae' has no image classifier in transformers: choose another",
+            ),
+            (
+                dict(model_type="timm_wrapper", architecture="resnet18"),
+                "'timm_wrapper' gives a classifier without a head",
+            ),
+        ):
+            with pytest.raises(ValueError, match=message):
+                build_classifier(AutoConfig.for_model(**config))
+
+    def test_of_an_encoder_only_the_encoder_is_loaded(self):
+        """And of a file that lacks some of it, what it has."""
+        config = AutoConfig.for_model(**TINY_RESNET)
+        one, other = (AutoModelForImageClassification.from_config(config) for _ in range(2))
+        head, stem = one.classifier[1].weight.clone(), "embedder.embedder.convolution.weight"
+        kept = one.resnet.state_dict()[stem].clone()
+        load_parts(one, other.resnet, missing=[stem])
+        assert torch.equal(one.classifier[1].weight, head) and torch.equal(one.resnet.state_dict()[stem], kept)
+        for name, tensor in other.resnet.state_dict().items():
+            assert torch.equal(one.resnet.state_dict()[name], tensor) == (name != stem), name
+        load_parts(one, other)
+        assert torch.equal(one.classifier[1].weight, other.classifier[1].weight)
+
+
+def test_ramps_equal_their_formulas():
+    for t in (-1.0, 0.0, 0.1, 0.3, 0.7, 1.0, 3.0):
+        inside = min(max(t, 0), 1)
+        assert sigmoid_ramp(torch.tensor(t)).item() == pytest.approx(np.exp(-5 * (1 - inside) ** 2), abs=1e-6)
+        assert linear_ramp(torch.tensor(t)).item() == pytest.approx(inside, abs=1e-6)
+        expected = max(0, (inside - 0.25) / 0.75)
+        assert linear_ramp(torch.tensor(t), 0.25).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_nothing_is_confident_at_first_and_that_is_a_loss_of_0():
+    logits = torch.zeros(3, 4, requires_grad=True)
+    loss, confident = confident_cross_entropy(logits, torch.full((3, 4), 0.25), torch.tensor([0, 1, 2]), 0.5)
+    assert loss == 0 and confident == 0
+    loss.backward()
+    assert (logits.grad == 0).all()
+
+
+def test_normal_numbers_belong_to_their_seed():
+    seeds = torch.arange(400)
+    numbers = random_numbers.normal(seeds, 50)
+    assert numbers.shape == (400, 50) and numbers.dtype == torch.float32 and numbers.isfinite().all()
+    assert torch.equal(random_numbers.normal(seeds[7:9], 20), numbers[7:9, :20])
+    assert stats.kstest(numbers.flatten().numpy(), "norm").pvalue > 0.01
+    assert abs(np.corrcoef(numbers[:, 0], numbers[:, 1])[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("momentum", [0.7, torch.tensor(0.7)])
+def test_averages_move_by_momentum(momentum):
+    """Parameters, and not buffers; the momentum is a number or stays on its device."""
+    average, network = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    network.weight.data, network.running_mean = torch.tensor([2.0, 3, -1]), torch.ones(3)
+    momentum_update(average, network, momentum)
+    momentum_update(average, network, momentum)
+    torch.testing.assert_close(average.weight.detach(), 0.49 * torch.ones(3) + 0.51 * network.weight.detach())
+    assert (average.running_mean == 0).all() and torch.equal(network.weight.detach(), torch.tensor([2.0, 3, -1]))
 
 
 class TestTwoPlayers:

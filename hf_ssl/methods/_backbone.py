@@ -104,7 +104,7 @@ def is_classifier(network):
 
 
 def classify(classifier, pixel_values):
-    """(N, C, H, W) to (logits (N, K) in float32, features (N, D), what the head reads), of one of transformers' image
+    """(N, C, H, W) to (logits (N, K) in float32, or wider, features (N, D), what the head reads), of one of transformers' image
     classifiers."""
     read = []
     hook = classifier.classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
@@ -112,7 +112,7 @@ def classify(classifier, pixel_values):
         logits = classifier(pixel_values.to(classifier.dtype)).logits
     finally:
         hook.remove()
-    return logits.float(), read[0].flatten(1)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), read[0].flatten(1)
 
 
 def native_copy(backbone):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
 
 from ._backbone import build_backbone, classify, is_classifier
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
@@ -12,11 +12,13 @@ from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 def build_classifier(config):
     """A new image classifier of transformers of `config.num_labels` classes. Raises ValueError if transformers has none of this
     kind."""
+    found = f"backbone_config of model_type '{config.model_type}'"
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise ValueError(f"{found} has no image classifier in transformers: choose another image encoder.")
     classifier = build_backbone(config, AutoModelForImageClassification)
     if not is_classifier(classifier):
         raise ValueError(
-            f"backbone_config of model_type '{config.model_type}' gives a classifier without a head called `classifier`: choose "
-            "another image encoder."
+            f"{found} gives a classifier without a head called `classifier`: choose another image encoder."
         )
     replace_batch_norm(classifier, GlobalBatchNorm)
     return classifier

@@ -79,13 +79,16 @@ class MeanTeacherForPreTraining(SSLModel):
             teacher_logits, _ = classify(self.teacher, pixel_values)
         supervised = F.cross_entropy(logits, labels)
         difference = mean_squared_difference(student_logits.softmax(1), teacher_logits.softmax(1))
-        weight = self.config.consistency_weight * sigmoid_ramp(self.progress / self.config.ramp_end)
         return SSLOutput(
-            loss=supervised + weight * difference,
+            loss=supervised + self.weight() * difference,
             logits=logits,
             features=features,
             metrics=label_metrics(logits, labels, supervised) | {"difference": difference.detach()},
         )
+
+    def weight(self):
+        """w(t) of the squared difference."""
+        return self.config.consistency_weight * sigmoid_ramp(self.progress / self.config.ramp_end)
 
     def after_step(self, progress):
         self.progress.fill_(progress)

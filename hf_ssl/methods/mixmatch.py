@@ -107,14 +107,17 @@ class MixMatchForPreTraining(SSLModel):
         logits = self.classify_interleaved(images)  # (V, N, K)
         supervised = F.cross_entropy(logits[0], targets[0])
         unlabelled = mean_squared_difference(logits[1:].softmax(2), targets[1:])
-        weight = self.config.unlabelled_weight * linear_ramp(self.progress / self.config.ramp_end)
         metrics = label_metrics(logits[0], targets[0].argmax(1), supervised)
         return SSLOutput(
-            loss=supervised + weight * unlabelled,
+            loss=supervised + self.weight() * unlabelled,
             logits=logits[0],
             features=features,
             metrics=metrics | {"unlabelled": unlabelled.detach(), "sure": guess.amax(1).mean()},
         )
+
+    def weight(self):
+        """lambda_U: a line, then `unlabelled_weight`."""
+        return self.config.unlabelled_weight * linear_ramp(self.progress / self.config.ramp_end)
 
     @torch.no_grad()
     def guess(self, views):
@@ -125,7 +128,7 @@ class MixMatchForPreTraining(SSLModel):
         return sharpen(mean, self.config.temperature), told[0][1]
 
     def classify_interleaved(self, images):
-        """Logits (V, N, K) of images (V, N, C, H, W), by V passes of N images, each of which holds some of all kinds."""
+        """Logits (V, N, K) of images (V, N, C, H, W), by V passes of N images, each with some that are labelled."""
         first, *others = interleave(images)
         logits = [classify(self.backbone, first)[0]]
         with fixed_running_statistics(self.backbone):

@@ -27,8 +27,8 @@ class VATConfig(SSLConfig):
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     epsilon: length of the adversarial step, of pixels as the network sees them, normalised. xi: of the step at whose end the
-    gradient is taken; in float16 or bfloat16 1e-3 is too little. power_iterations: how often. vat_weight: of the divergence. entropy_weight:
-    of the unlabelled images' entropy; 0: VAT alone.
+    gradient is taken; in mixed precision, whose rounding is coarser, 1 gives the better direction. power_iterations: how often.
+    vat_weight: of the divergence. entropy_weight: of the unlabelled images' entropy; 0: VAT alone.
     """
 
     model_type = "ssl_vat"
@@ -108,7 +108,7 @@ def divergence(p_logits, q_logits):
 
 def unit(x):
     """Each of (N, ...) over its length, by way of its largest value, so that tiny gradients are not lost (vat.py)."""
-    flat = x.flatten(1).float()
+    flat = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
     flat = flat / (1e-12 + flat.abs().amax(1, keepdim=True))
     return (flat / (1e-6 + flat.square().sum(1, keepdim=True)).sqrt()).view_as(x).to(x.dtype)
 

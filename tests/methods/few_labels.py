@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from methods.tester import TINY_RESNET, MethodTester, train_two_steps
+from methods.tester import TINY_RESNET, TINY_VIT, MethodTester, train_two_steps
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 CLASSIFIER = TINY_RESNET | dict(num_labels=4)
@@ -82,6 +82,15 @@ class FewLabelsTester(MethodTester):
                     assert torch.equal(weights[name], tensor), name
                 expected = head if auto_class is AutoModel else other.classifier[1].weight
                 assert torch.equal(network.classifier[1].weight, expected)
+
+    def test_a_vit_is_a_backbone_too(self):
+        """Each weight that is trained gets a gradient, and what is released says what `embed` was read from."""
+        config = self.config | dict(backbone_config=TINY_VIT | dict(num_labels=4))
+        model = self.model_class(self.model_class.config_class(**config)).train()
+        model(**self.batch()).loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        pixels, released = self.batch()["pixel_values"], model.eval().export_encoder()
+        torch.testing.assert_close(released.classifier(model.embed(pixels)), released(pixels).logits)
 
     def test_half_precision_is_finite(self):
         model = self.model().train()

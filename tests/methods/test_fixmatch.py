@@ -4,8 +4,15 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.few_labels import (
-    CLASSIFIER, FewLabelsTester, assert_same_gradients, cross_entropy, gradients, logits_of, softmax, statistics,
-)  # fmt: skip
+    CLASSIFIER,
+    FewLabelsTester,
+    assert_same_gradients,
+    cross_entropy,
+    gradients,
+    logits_of,
+    softmax,
+    statistics,
+)
 
 from hf_ssl import FixMatchConfig, FixMatchForPreTraining
 

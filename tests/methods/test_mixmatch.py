@@ -4,8 +4,15 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.few_labels import (
-    CLASSIFIER, FewLabelsTester, assert_same_gradients, cross_entropy, gradients, logits_of, softmax, statistics,
-)  # fmt: skip
+    CLASSIFIER,
+    FewLabelsTester,
+    assert_same_gradients,
+    cross_entropy,
+    gradients,
+    logits_of,
+    softmax,
+    statistics,
+)
 from scipy import stats
 
 from hf_ssl import MixMatchConfig, MixMatchForPreTraining
@@ -71,6 +78,7 @@ class TestMixMatch(FewLabelsTester):
             model.progress.fill_(step / 2**20)
             output = model(**batch)
             weight = 5 * min(1, step / 16384)
+            assert model.weight().item() == pytest.approx(weight, abs=1e-6), step
             expected = output.metrics["supervised"] + weight * output.metrics["unlabelled"]
             assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6), step
         assert output.metrics["unlabelled"] > 0.01
@@ -114,7 +122,8 @@ class TestMixMatch(FewLabelsTester):
             assert torch.equal(order.sort().values, torch.arange(36))
             assert ((order[:12] < 12).all() and (order[12:] >= 12).all()) == (mixed != "all")
 
-    def test_interleaving_is_its_own_inverse_and_each_pass_has_all_kinds(self):
+    def test_interleaving_is_its_own_inverse_and_no_pass_is_of_one_kind(self):
+        """The first has equal parts of all kinds, the others labelled images and those of one view, as in the original."""
         kinds = torch.arange(3)[:, None].expand(3, 12)
         numbers = torch.arange(36).view(3, 12)
         for x in (numbers, torch.randn(3, 12, 2, 5), torch.randn(2, 8, 3)):
