@@ -33,8 +33,8 @@ class TestMeanTeacher(FewLabelsTester):
     def test_loss_equals_a_slow_formula(self):
         """The network sees the first view, the teacher the second."""
         model, batch = self.apart(self.decided_model()), self.batch()
-        student = softmax(logits_of(model.backbone, batch["pixel_values"]))
-        teacher = softmax(logits_of(model.teacher, batch["pixel_values_2"]))
+        student = softmax(logits_of(model.backbone, batch["pixel_values_2"]))
+        teacher = softmax(logits_of(model.teacher, batch["pixel_values"]))
         difference = np.mean([np.sum((p - q) ** 2) / 4 for p, q in zip(student, teacher, strict=True)])
         supervised = cross_entropy(logits_of(model.backbone, batch["labelled_pixel_values"]), batch["labels"])
         for epoch in (0, 1, 20, 40, 79, 80, 300):
@@ -72,7 +72,7 @@ class TestMeanTeacher(FewLabelsTester):
         """Neither to its weights nor to its images, also where it is the network: as if what it says were constants."""
         model, batch = self.decided_model(), self.batch()
         model.teacher = model.backbone  # whose weights are trained
-        one, other = (model.backbone(batch[name]).logits.softmax(1) for name in ("pixel_values", "pixel_values_2"))
+        one, other = (model.backbone(batch[name]).logits.softmax(1) for name in ("pixel_values_2", "pixel_values"))
         supervised = torch.nn.functional.cross_entropy(
             model.backbone(batch["labelled_pixel_values"]).logits, batch["labels"]
         )
@@ -80,10 +80,10 @@ class TestMeanTeacher(FewLabelsTester):
         assert_same_gradients(gradients(model(**batch).loss, model), gradients(constant, model))
 
     def test_the_teacher_has_batch_statistics_of_its_own(self):
-        """Its running ones are those of the second view alone, by its own weights."""
+        """Its running ones are those of the first view alone, by its own weights."""
         model, batch = self.apart(self.model().train()), self.batch()
         alone = copy.deepcopy(model.teacher)
-        alone(batch["pixel_values_2"])
+        alone(batch["pixel_values"])
         model(**batch)
         for name, value in statistics(alone).items():
             torch.testing.assert_close(model.teacher.get_buffer(name), value)
