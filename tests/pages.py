@@ -183,9 +183,10 @@ def _processes(count, precision):
 
 MOST = {  # of a flag that a command gives, or may give: its largest value in a test
     "--max_steps": 2, "--per_device_train_batch_size": 4, "--vocab_size": 600, "--dataloader_num_workers": 0, "--save_steps": 0,
+    "--unlabelled_per_label": 1,
 }  # fmt: skip
 TABLE = MOST | {"--per_device_train_batch_size": 8}  # which draws 8 windows of a speaker
-MOST_IF_GIVEN = {"--gradient_accumulation_steps": 2, "--micro_batch_size": 2, "--max_samples": 24}
+MOST_IF_GIVEN = {"--gradient_accumulation_steps": 2, "--micro_batch_size": 2, "--max_samples": 24, "--labels": 12}
 READ_BY_THE_EVALUATION = ("--label_column", "--test_split", "--test_fraction", "--group_column")
 KEPT_SIZES = (
     "embedding_size",  # a ResNet is known by it

@@ -36,7 +36,7 @@ def labels_of_run(args):
     if args.label_fraction is not None:
         args.labels = max(len(names), round(args.label_fraction * labelled))
     elif args.labels is None:
-        args.labels = EMBEDDED if args.dataset_name is None and name is None else labelled
+        args.labels = min(EMBEDDED, labelled) if args.dataset_name is None and name is None else labelled
     args.label_fraction = None  # run.json says how many
     images, column = image_rows(rows, args.image_column)
     used, every = draw_labels(numbers, args.labels, args.seed), (numbers >= 0).nonzero()[0]
