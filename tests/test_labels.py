@@ -184,7 +184,11 @@ def test_a_run_leaves_a_classifier_beside_its_baselines(classifier):
     results = json.loads((folder / "eval_results.json").read_text())
     assert list(results["results"]) == ["labels_alone", "pretrained", "all_labels"]
     assert all(set(row) == {"accuracy"} for row in results["results"].values())
-    assert "| The labels alone |" in printed and "labels: 20 of 200 rows of 'label', in 10 classes" in log
+    assert (
+        "| The labels alone |" in printed
+        and "| With unlabelled images |" in printed
+        and "labels: 20 of 200 rows of 'label', in 10 classes" in log
+    )
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"]["9"] == "Ankle boot" and config["architectures"] == ["SSLResNetForImageClassification"]
     assert json.loads((folder / "run.json").read_text())["arguments"]["labels"] == 20

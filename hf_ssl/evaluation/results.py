@@ -89,7 +89,8 @@ def _table(metrics, results, *others):
             found = [run["results"][row][name] for run in runs if name in run["results"].get(row, {})]
             found = [f"{value:.{metrics[name].digits}f}" for value in found]
             cells.append(" / ".join(found if len(set(found)) > 1 else found[:1]))
-        lines.append(f"| {row_title(row)} | " + " | ".join(cells) + " |")
+        title = "With unlabelled images" if row == "pretrained" and "labels_alone" in rows else row_title(row)
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
