@@ -9,7 +9,6 @@ import torchvision
 from huggingface_hub.errors import StrictDataclassError
 from methods.tester import TINY_RESNET, TINY_VIT
 from processes import on_pair, run_plain
-from scipy import stats
 from torch import nn
 from torch.nn.functional import softplus
 from torch.nn.parallel import DistributedDataParallel
@@ -32,7 +31,7 @@ from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
 from hf_ssl.methods._momentum import momentum_update
-from hf_ssl.methods._semi_supervised import build_classifier, confident_cross_entropy, linear_ramp, sigmoid_ramp
+from hf_ssl.methods._semi_supervised import build_classifier, confident_cross_entropy, linear_ramp
 from hf_ssl.methods._sobel import Sobel, SSLSobelConfig, SSLSobelModel
 
 
@@ -223,10 +222,7 @@ class TestClassifiers:
 def test_ramps_equal_their_formulas():
     for t in (-1.0, 0.0, 0.1, 0.3, 0.7, 1.0, 3.0):
         inside = min(max(t, 0), 1)
-        assert sigmoid_ramp(torch.tensor(t)).item() == pytest.approx(np.exp(-5 * (1 - inside) ** 2), abs=1e-6)
         assert linear_ramp(torch.tensor(t)).item() == pytest.approx(inside, abs=1e-6)
-        expected = max(0, (inside - 0.25) / 0.75)
-        assert linear_ramp(torch.tensor(t), 0.25).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_nothing_is_confident_at_first_and_that_is_a_loss_of_0():
@@ -237,22 +233,12 @@ def test_nothing_is_confident_at_first_and_that_is_a_loss_of_0():
     assert (logits.grad == 0).all()
 
 
-def test_normal_numbers_belong_to_their_seed():
-    seeds = torch.arange(400)
-    numbers = random_numbers.normal(seeds, 50)
-    assert numbers.shape == (400, 50) and numbers.dtype == torch.float32 and numbers.isfinite().all()
-    assert torch.equal(random_numbers.normal(seeds[7:9], 20), numbers[7:9, :20])
-    assert stats.kstest(numbers.flatten().numpy(), "norm").pvalue > 0.01
-    assert abs(np.corrcoef(numbers[:, 0], numbers[:, 1])[0, 1]) < 0.2
-
-
-@pytest.mark.parametrize("momentum", [0.7, torch.tensor(0.7)])
-def test_averages_move_by_momentum(momentum):
-    """Parameters, and not buffers; the momentum is a number or stays on its device."""
+def test_averages_move_by_momentum():
+    """Parameters, and not buffers."""
     average, network = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     network.weight.data, network.running_mean = torch.tensor([2.0, 3, -1]), torch.ones(3)
-    momentum_update(average, network, momentum)
-    momentum_update(average, network, momentum)
+    momentum_update(average, network, 0.7)
+    momentum_update(average, network, 0.7)
     torch.testing.assert_close(average.weight.detach(), 0.49 * torch.ones(3) + 0.51 * network.weight.detach())
     assert (average.running_mean == 0).all() and torch.equal(network.weight.detach(), torch.tensor([2.0, 3, -1]))
 

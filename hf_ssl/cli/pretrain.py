@@ -85,6 +85,7 @@ def pretrain_with_labels(model_class, presets, description, view):
     count_samples(model_class, config, rows)
     model = build_model(model_class, config, args)
     checked(lambda: model.check_images(size, size))
+    checked(lambda: model.check_labels(args.unlabelled_per_label))
     log_network(model, args, size, presets, first_size(rows, decoder.column))
     begin = copy.deepcopy(model.backbone.state_dict())
     labelled = ImageDecoder(labels.column, channels, one_view(args, size, processor))

@@ -237,5 +237,8 @@ class SSLModel(PreTrainedModel):
     def check_images(self, height: int, width: int):
         """Raise ValueError, in one sentence, if the method's task cannot be made of images of this size in pixels."""
 
+    def check_labels(self, unlabelled_per_label: int):
+        """Raise ValueError, in one sentence, if the method cannot train on so many unlabelled images for each labelled one."""
+
     def after_step(self, progress: float):
         """Called after each optimizer step with the finished fraction of the run: momentum encoders, schedules."""

@@ -88,10 +88,6 @@ class MixMatchForPreTraining(SSLModel):
         the images of all W processes, of partners. Both follow from `sample_seeds`, (N,) int64, if not given, and are drawn
         afresh without those. `logits`: (N, K), of mixtures."""
         views = [pixel_values, pixel_values_2][: self.config.guesses]
-        if len(labels) != len(pixel_values):
-            raise ValueError(
-                f"MixMatch mixes as many labelled images as unlabelled ones: expected {len(pixel_values)}, found {len(labels)}."
-            )
         if sample_seeds is None:
             sample_seeds = torch.randint(2**62, labels.shape, device=labels.device)
         seeds = torch.stack([fold_in(sample_seeds, number) for number in range(1 + len(views))])  # (V, N)
@@ -162,6 +158,13 @@ class MixMatchForPreTraining(SSLModel):
             raise ValueError(
                 f"The batch of a process, per_device_train_batch_size, must be a multiple of {1 + self.config.guesses}, so that "
                 f"all processes' passes hold as many images of each kind: found {size}."
+            )
+
+    def check_labels(self, unlabelled_per_label):
+        if unlabelled_per_label != 1:
+            raise ValueError(
+                "MixMatch mixes as many labelled images as unlabelled ones: expected unlabelled_per_label=1, found "
+                f"{unlabelled_per_label}."
             )
 
     def after_step(self, progress):
