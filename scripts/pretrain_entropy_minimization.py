@@ -16,7 +16,7 @@ PAPER = dict(
 )  # fmt: skip
 MINUTES = PAPER | dict(
     image_size=28, optim="adamw", learning_rate=6e-3, weight_decay=0.02, per_device_train_batch_size=48,
-    unlabelled_per_label=3, max_steps=2400, cpu_threads=1, dataloader_num_workers=1,
+    unlabelled_per_label=3, max_steps=1000, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
 PHOTOS = PAPER | dict(image_size=96, max_steps=48_000)
 PRESETS = {
