@@ -111,7 +111,7 @@ def test_tables_of_few_labels_are_of_runs_that_can_be_made(scripts, part):
     from hf_ssl import METHODS
     from hf_ssl.training.arguments import LabelArguments
 
-    rows = few_labels.PARTS[part]("fixmatch")
+    rows = few_labels.PARTS[part]("mixmatch")
     made = []
     for method, settings, flags in rows.values():
         config = METHODS[method].config_class(backbone_config={"model_type": "resnet"}, **settings)

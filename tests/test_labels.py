@@ -23,7 +23,7 @@ from hf_ssl.methods import METHODS
 from hf_ssl.training import train
 from hf_ssl.training.arguments import LabelArguments
 
-FEW = ["--max_steps", 6, "--per_device_train_batch_size", 8, "--unlabelled_per_label", 2]
+FEW = ["--max_steps", 6, "--per_device_train_batch_size", 8]
 
 
 def column(values, names=None):
@@ -150,7 +150,7 @@ def _train(data, output_dir, method, options):
     return train(METHODS[method](config), rows, decoder, args).history
 
 
-@pytest.mark.parametrize("method, processes", [("fixmatch", 1), ("mixmatch", 2)])
+@pytest.mark.parametrize("method, processes", [("mixmatch", 1), ("mixmatch", 2)])
 def test_a_killed_run_goes_on_bitwise(shards, tmp_path, method, processes):
     """Averages and ramps too: killed within an epoch, and by chance at its border."""
     options = {"per_device_train_batch_size": 12 // processes}
@@ -165,10 +165,10 @@ def test_a_killed_run_goes_on_bitwise(shards, tmp_path, method, processes):
 
 @pytest.fixture(scope="module")
 def classifier(pictures, tmp_path_factory):  # noqa: F811
-    """What `pretrain_fixmatch.py` leaves after six steps with 20 labels."""
-    folder = tmp_path_factory.mktemp("runs") / "fixmatch"
+    """What `pretrain_mixmatch.py` leaves after six steps with 20 labels."""
+    folder = tmp_path_factory.mktemp("runs") / "mixmatch"
     code, out, err = run(
-        "pretrain_fixmatch.py", "--dataset_name", pictures, "--labels", 20, "--output_dir", folder, *FEW
+        "pretrain_mixmatch.py", "--dataset_name", pictures, "--labels", 20, "--output_dir", folder, *FEW
     )
     assert code == 0, err
     return folder, out, err
@@ -217,10 +217,9 @@ def test_baselines_take_the_same_steps_from_the_same_weights(classifier):
 def test_a_run_goes_on_from_another_methods_encoder(classifier, pictures, tmp_path):  # noqa: F811
     """The encoder of a release begins a classifier, and its classes are those of the data."""
     flags = ["--dataset_name", pictures, "--output_dir", tmp_path / "run", "--no_train_baselines", *FEW]
-    code, _, err = run("pretrain_mixmatch.py", "--backbone", classifier[0], "--label_fraction", 0.2, *flags)
-    assert code == 1 and "MixMatch mixes as many labelled images as unlabelled ones: expected" in err, err
-    flags += ["--unlabelled_per_label", 1]
-    code, _, err = run("pretrain_mixmatch.py", "--backbone", classifier[0], "--label_fraction", 0.2, *flags)
+    code, _, err = run(
+        "pretrain_entropy_minimization.py", "--backbone", classifier[0], "--label_fraction", 0.2, *flags
+    )
     assert code == 0, err
     assert "labels: 40 of 200 rows" in err
     assert not (tmp_path / "run/baselines").exists()
@@ -276,6 +275,14 @@ def test_what_cannot_be_is_one_sentence(flags, message, pictures, tmp_path):  # 
     code, _, err = run("pretrain_entropy_minimization.py", *arguments)
     assert code == 1 and re.search(message, err), err
     assert "Traceback" not in err and not (tmp_path / "run").exists()
+
+
+def test_mixmatch_wants_a_label_for_each_image(pictures, tmp_path):  # noqa: F811
+    arguments = ["--dataset_name", pictures, "--output_dir", tmp_path / "run", *FEW, "--unlabelled_per_label", 2]
+    code, _, err = run("pretrain_mixmatch.py", *arguments)
+    assert (
+        code == 1 and "as many labelled images as unlabelled ones: expected unlabelled_per_label=1, found 2" in err
+    ), err
 
 
 def test_accuracy_is_of_classifiers_whose_classes_are_the_datas(classifier, pictures, tmp_path):  # noqa: F811

@@ -26,7 +26,6 @@ from .deep_cluster import DeepClusterConfig, DeepClusterForPreTraining
 from .deep_infomax import DeepInfoMaxConfig, DeepInfoMaxForPreTraining
 from .entropy_minimization import EntropyMinimizationConfig, EntropyMinimizationForPreTraining
 from .exemplar import ExemplarConfig, ExemplarForPreTraining
-from .fixmatch import FixMatchConfig, FixMatchForPreTraining
 from .instance_discrimination import InstanceDiscriminationConfig, InstanceDiscriminationForPreTraining
 from .jigsaw import JigsawConfig, JigsawForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
@@ -51,7 +50,6 @@ METHODS = {
     "deep_infomax": DeepInfoMaxForPreTraining,
     "entropy_minimization": EntropyMinimizationForPreTraining,
     "exemplar": ExemplarForPreTraining,
-    "fixmatch": FixMatchForPreTraining,
     "instance_discrimination": InstanceDiscriminationForPreTraining,
     "jigsaw": JigsawForPreTraining,
     "mae": MAEForPreTraining,
@@ -112,8 +110,6 @@ __all__ = [
     "EntropyMinimizationForPreTraining",
     "ExemplarConfig",
     "ExemplarForPreTraining",
-    "FixMatchConfig",
-    "FixMatchForPreTraining",
     "InstanceDiscriminationConfig",
     "InstanceDiscriminationForPreTraining",
     "JigsawConfig",

@@ -41,7 +41,7 @@ def compare(part, method, output_dir, flags):
     """flags: of the scripts, for all runs. Runs that have ended in `output_dir` are not made again."""
     check_flags(flags, OWN_FLAGS)
     rows = {}
-    for row, (script, settings, own) in PARTS[part](method or "fixmatch").items():
+    for row, (script, settings, own) in PARTS[part](method or "mixmatch").items():
         name = "".join(letter if letter.isalnum() or letter == "." else "_" for letter in row.lower())
         folder = Path(output_dir) / part / f"{script}_{name}"
         finish(script, folder, settings, [*own, *flags])
