@@ -24,6 +24,7 @@ from hf_ssl.training import train
 from hf_ssl.training.arguments import LabelArguments
 
 FEW = ["--max_steps", 6, "--per_device_train_batch_size", 8]
+HALF = [*FEW, "--unlabelled_per_label", 2]
 
 
 def column(values, names=None):
@@ -233,7 +234,7 @@ def test_unlabelled_rows_and_a_labelled_data_set_of_their_own(tmp_path):
     partly = rows.remove_columns("label").add_column("label", labels).cast_column("image", Image())
     partly.to_parquet(tmp_path / "partly" / "train.parquet")
     rows.remove_columns("label").cast_column("image", Image()).to_parquet(tmp_path / "bare" / "train.parquet")
-    common = ["--eval_protocols", "none", "--no_train_baselines", *FEW]
+    common = ["--eval_protocols", "none", "--no_train_baselines", *HALF]
     code, _, err = run(
         "pretrain_entropy_minimization.py",
         "--dataset_name",
@@ -271,7 +272,7 @@ def test_unlabelled_rows_and_a_labelled_data_set_of_their_own(tmp_path):
     ],
 )
 def test_what_cannot_be_is_one_sentence(flags, message, pictures, tmp_path):  # noqa: F811
-    arguments = ["--dataset_name", pictures, "--output_dir", tmp_path / "run", *FEW, *flags]
+    arguments = ["--dataset_name", pictures, "--output_dir", tmp_path / "run", *HALF, *flags]
     code, _, err = run("pretrain_entropy_minimization.py", *arguments)
     assert code == 1 and re.search(message, err), err
     assert "Traceback" not in err and not (tmp_path / "run").exists()
