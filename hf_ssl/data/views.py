@@ -151,7 +151,7 @@ class ViewRecipe:
             torch.where(jittered, low + (high - low) * jitter[:, i], identity)
             for i, (low, high, identity) in enumerate(ranges)
         ]
-        return {
+        draws = {
             "flip": flip < 0.5,
             "factors": torch.stack(factors, dim=1),
             "turns": jitter[:, 4:8],
@@ -159,13 +159,18 @@ class ViewRecipe:
             "blurred": blur[:, 0] < self.blur_probability,
             "sigma": BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * blur[:, 1],
             "solarized": solar < self.solarize_probability,
-            "offsets": self.move * (2 * uniform(fold_in(seeds, MOVE_STREAM), 2) - 1),
-            "operation_seeds": fold_in(seeds, RAND_AUGMENT_STREAM),
-            "square": uniform(fold_in(seeds, CUTOUT_STREAM), 2),
         }
+        if self.move:
+            draws["offsets"] = self.move * (2 * uniform(fold_in(seeds, MOVE_STREAM), 2) - 1)
+        if self.rand_augment:
+            draws["operation_seeds"] = fold_in(seeds, RAND_AUGMENT_STREAM)
+        if self.cutout:
+            draws["square"] = uniform(fold_in(seeds, CUTOUT_STREAM), 2)
+        return draws
 
     def augment(
-        self, images, size, flip, factors, turns, grey, blurred, sigma, solarized, offsets, operation_seeds, square, boxes=None
+        self, images, size, flip, factors, turns, grey, blurred, sigma, solarized, offsets=None, operation_seeds=None,
+        square=None, boxes=None,
     ):  # fmt: skip
         """uint8 images (N, C, H, W) to pixels (N, C, size, size) in [0, 1]. boxes: None if the images are crops already."""
         pixels = crop_and_flip(images, boxes, size, flip, self.interpolation)
