@@ -133,7 +133,8 @@ def test_results_of_default_runs_are_recorded_for_the_readme(release, tmp_path, 
     shown = [results[each]["linear_probe"] for each in ("raw_pixels", "random_initialisation", "pretrained")]
     cells = [f"**{each:.1f}**" if each == max(shown) else f"{each:.1f}" for each in shown]
     assert f"| linear probe | {' | '.join(cells)} | " in row
-    page = script["updated"]("<!-- zoo -->\n<!-- /zoo --><!-- recorded:mae -->\nstale<!-- /recorded:mae -->")
+    tables = "<!-- zoo -->\n<!-- /zoo --><!-- labels -->\n<!-- /labels -->"
+    page = script["updated"](f"{tables}<!-- recorded:mae -->\nstale<!-- /recorded:mae -->")
     assert f"| Pretrained | {knn} |" in page and "stale" not in page
     assert information.changes("mae")[0] in information.describe_method("mae")
 
