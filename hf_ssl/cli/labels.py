@@ -40,12 +40,12 @@ def labels_of_run(args):
     args.label_fraction = None  # run.json says how many
     images, column = image_rows(rows, args.image_column)
     used, every = draw_labels(numbers, args.labels, args.seed), (numbers >= 0).nonzero()[0]
-    told = wrong_labels(numbers[used], args.label_noise, args.seed)
+    noisy = wrong_labels(numbers[used], args.label_noise, args.seed)
     noise = f", {100 * args.label_noise:g}% of them random" if args.label_noise else ""
     logger.info(
         "labels: %d of %d rows of '%s', in %d classes%s", len(used), len(rows), label_column, len(names), noise
     )
-    return Labels(*(_with(images, column, *each) for each in ((used, told), (every, numbers[every]))), names, column)
+    return Labels(*(_with(images, column, *each) for each in ((used, noisy), (every, numbers[every]))), names, column)
 
 
 def _with(images, column, positions, numbers):

@@ -78,7 +78,7 @@ def pretrain_with_labels(model_class, presets, description, view):
     classes = dict(enumerate(labels.names))
     if config.name_or_path and config.backbone_config.id2label != classes:
         raise InputError(
-            f"backbone '{args.backbone}' tells {config.backbone_config.num_labels} classes, which are not the "
+            f"backbone '{args.backbone}' knows {config.backbone_config.num_labels} classes, which are not the "
             f"{len(classes)} of the data: go on from its encoder, the folder or id of a method without labels."
         )
     config.backbone_config.id2label, config.backbone_config.label2id = classes, {v: k for k, v in classes.items()}

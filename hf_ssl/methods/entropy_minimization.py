@@ -1,4 +1,4 @@
-"""Entropy minimisation: what has no label is to be told with certainty, whatever the answer.
+"""Entropy minimisation: unlabelled images are to be classified with certainty, whatever the class.
 
 Grandvalet and Bengio 2004, https://papers.nips.cc/paper/2740-semi-supervised-learning-by-entropy-minimization; as part of
 another method Miyato et al. 2017, https://arxiv.org/abs/1704.03976. The border between classes moves to where there are few

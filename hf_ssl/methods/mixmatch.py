@@ -117,11 +117,11 @@ class MixMatchForPreTraining(SSLModel):
 
     @torch.no_grad()
     def guess(self, views):
-        """(the sharpened mean of what the network tells of the views, (N, K); the features of the first one, (N, D))."""
+        """(the sharpened mean of what the network predicts for the views, (N, K); the features of the first one, (N, D))."""
         with fixed_running_statistics(self.backbone):
-            told = [classify(self.backbone, view) for view in views]
-        mean = torch.stack([logits.softmax(1) for logits, _ in told]).mean(0)
-        return sharpen(mean, self.config.temperature), told[0][1]
+            outputs = [classify(self.backbone, view) for view in views]
+        mean = torch.stack([logits.softmax(1) for logits, _ in outputs]).mean(0)
+        return sharpen(mean, self.config.temperature), outputs[0][1]
 
     def classify_interleaved(self, images):
         """Logits (V, N, K) of images (V, N, C, H, W), by V passes of N images, each with some that are labelled."""
