@@ -22,7 +22,7 @@ PHOTOS = PAPER | dict(image_size=96, max_steps=48_000)
 PRESETS = {
     "resnet8x2": Preset(dict(backbone_config=resnet8(32)), MINUTES, "28 px, minutes on a CPU"),
     "resnet18": Preset(dict(backbone_config=RESNET18), PHOTOS, "96 px, thousands of photos"),
-    "resnet50": Preset({}, PAPER, "224 px, the paper's settings"),
+    "resnet50": Preset({}, PAPER, "224 px, VAT's settings"),
 }
 
 

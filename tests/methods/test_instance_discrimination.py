@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from methods.tester import TINY_RESNET, TINY_VIT, MethodTester, sines
+from methods.tester import TINY_RESNET, TINY_VIT, MethodTester, on_vectors, sines
 from processes import on_pair
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_ssl import InstanceDiscriminationConfig, InstanceDiscriminationForPreTraining
@@ -252,17 +251,6 @@ def bank_of_sines(phase, rows):
     return F.normalize(sines(phase, rows, 4), dim=1)
 
 
-class Given(InstanceDiscriminationForPreTraining):
-    """The vectors are given in place of images."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.projector = nn.Identity()
-
-    def embed(self, pixel_values):
-        return pixel_values
-
-
 @pytest.mark.parametrize(
     "loss, rows, recorded",
     [
@@ -275,7 +263,9 @@ class Given(InstanceDiscriminationForPreTraining):
 def test_loss_gradient_and_bank_are_those_of_the_authors_code(loss, rows, recorded):
     """Recorded, over two batches of which the first fixes Z, from NCEAverage of lib/NCEAverage.py, given the draws, and
     NCECriterion of lib/NCECriterion.py; for the softmax from LinearAverage of lib/LinearAverage.py. Commit f7cfe29."""
-    model = Given(InstanceDiscriminationConfig(**RECORDED, num_samples=rows, loss=loss)).train()
+    model = on_vectors(InstanceDiscriminationForPreTraining)(
+        InstanceDiscriminationConfig(**RECORDED, num_samples=rows, loss=loss)
+    ).train()
     model.bank.copy_(bank_of_sines(0.1, rows))
     for phase, (expected, slope, moved) in zip((0.2, 0.3), recorded, strict=True):
         vectors = sines(phase, 5, 4).requires_grad_()

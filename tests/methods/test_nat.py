@@ -5,9 +5,8 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from methods.test_instance_discrimination import TestInstanceDiscrimination as Instances
-from methods.tester import TINY_RESNET, MethodTester, sines
+from methods.tester import TINY_RESNET, MethodTester, on_vectors, sines
 from processes import on_pair
-from torch import nn
 from torch.nn.functional import normalize
 
 from hf_ssl import NATConfig, NATForPreTraining
@@ -135,17 +134,6 @@ def exchange_on_each_process():
     return model.assignment
 
 
-class Given(NATForPreTraining):
-    """The vectors are given in place of images."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.projector = nn.Identity()
-
-    def embed(self, pixel_values):
-        return pixel_values
-
-
 @pytest.mark.parametrize(
     "count, similarity, loss, chosen",
     [
@@ -161,7 +149,9 @@ def test_exchange_is_that_of_the_authors_solver(count, similarity, loss, chosen)
     main.lua, whose Torch 7 does not run any more, gives row i of the batch the target of row chosen[i] before its loss, a
     sum, which is ours at a batch of 256."""
     rows, held = torch.arange(count) * 5 % (count + 4), torch.arange(count + 4).roll(3)
-    model = Given(NATConfig(backbone_config=TINY_RESNET, num_samples=count + 4, projection_size=6)).train()
+    model = on_vectors(NATForPreTraining)(
+        NATConfig(backbone_config=TINY_RESNET, num_samples=count + 4, projection_size=6)
+    ).train()
     model.targets.copy_(normalize(sines(0.2, count + 4, 6), dim=1))
     model.assignment.copy_(held)
     output = model(sines(0.1, count, 6), rows)

@@ -31,6 +31,20 @@ def sines(phase, *shape):
     return 2 * (phase + 1.7 * torch.arange(float(math.prod(shape)))).sin().view(shape)
 
 
+def on_vectors(model_class):
+    """The method, whose forward is given the projections in the place of images, to compare all that follows them."""
+
+    class OnVectors(model_class):
+        def __init__(self, config):
+            super().__init__(config)
+            self.projector = nn.Identity()
+
+        def embed(self, pixel_values):
+            return pixel_values
+
+    return OnVectors
+
+
 class MethodTester:
     model_class: type[SSLModel]
     config: dict  # of a tiny model
