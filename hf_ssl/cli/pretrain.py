@@ -1,6 +1,7 @@
 """From a recipe and the command line to a release: what each pretraining script ends in."""
 
 import copy
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,9 @@ from .pairs import choose_towers, load_towers, pair_data, pair_decoder, pair_pro
 from .parse import build_model, checked, parse_arguments
 from .rows import row_labels
 from .text import word_corpus
+
+
+logger = logging.getLogger(__name__)
 
 
 class Preset(NamedTuple):
@@ -105,6 +109,7 @@ def pretrain_with_labels(model_class, presets, description, view):
 def _train_baseline(row, config, begin, rows, decoder, args):
     """Leave under baselines/ what the network of a semi-supervised run learns from labels alone: from the same weights, with the
     same settings, in as many steps. Called by every process."""
+    logger.info("baseline: the same network, %s", row.replace("_", " "))
     folder = Path(args.output_dir) / "baselines" / row
     resumed = "auto" if args.resume_from_checkpoint else None
     changes = dict(output_dir=str(folder), resume_from_checkpoint=resumed, report_to="none")
