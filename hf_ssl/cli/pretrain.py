@@ -30,7 +30,6 @@ from .parse import build_model, checked, parse_arguments
 from .rows import row_labels
 from .text import word_corpus
 
-
 logger = logging.getLogger(__name__)
 
 
