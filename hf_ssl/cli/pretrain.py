@@ -61,6 +61,7 @@ def pretrain_images(
     size = processor.crop_size["height"]
     rows, decoder = image_data(args, config.backbone_config.num_channels, view(args, size, processor))
     count_samples(model_class, config, rows)
+    set_image_size(config, size)
     model = build_model(model_class, config, args)
     if hasattr(model, "row_labels"):
         model.row_labels = row_labels(args)
@@ -177,6 +178,19 @@ def count_samples(model_class, config, rows):
     config.num_samples = len(rows)
 
 
+def set_image_size(config, size):
+    """Set `config.image_size` of a method that makes images of one size; called before the model is built."""
+    if not hasattr(config, "image_size"):
+        return
+    if config.image_size not in (None, size):
+        raise InputError(
+            f"image_size {size} does not fit the model, which has {config.image_size}: leave out --image_size, or begin from the "
+            "encoder of its release."
+        )
+    config.image_size = size
+    checked(config.validate)
+
+
 __all__ = [
     "Preset",
     "count_samples",
@@ -185,4 +199,5 @@ __all__ = [
     "pretrain_pairs",
     "pretrain_with_labels",
     "pretrain_words",
+    "set_image_size",
 ]

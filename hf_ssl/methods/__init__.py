@@ -20,6 +20,7 @@ from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cmc import CMCConfig, CMCForPreTraining
+from .context_encoder import ContextEncoderConfig, ContextEncoderForPreTraining
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .deep_cluster import DeepClusterConfig, DeepClusterForPreTraining
@@ -44,6 +45,7 @@ METHODS = {
     "bert": BERTForPreTraining,
     "clip": CLIPForPreTraining,
     "cmc": CMCForPreTraining,
+    "context_encoder": ContextEncoderForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
     "deep_cluster": DeepClusterForPreTraining,
@@ -94,6 +96,8 @@ __all__ = [
     "CLIPForPreTraining",
     "CMCConfig",
     "CMCForPreTraining",
+    "ContextEncoderConfig",
+    "ContextEncoderForPreTraining",
     "CPCAudioConfig",
     "CPCAudioForPreTraining",
     "CPCAudioModel",
