@@ -9,7 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 from methods.tester import TINY_RESNET, TINY_VIT, MethodTester
 
 from hf_ssl import ContextEncoderConfig, ContextEncoderForPreTraining
-from hf_ssl.methods.context_encoder import ChannelwiseLinear, high_frequencies, random_blocks, random_regions
+from hf_ssl.methods._holes import high_frequencies, random_blocks, random_regions
+from hf_ssl.methods.context_encoder import ChannelwiseLinear
 
 TINY = dict(backbone_config=TINY_RESNET, image_size=16, decoder_hidden_size=8, discriminator_hidden_size=8)
 
