@@ -16,6 +16,7 @@ from ._sobel import SSLSobelConfig, SSLSobelModel
 from ._two_halves import SSLTwoHalvesConfig, SSLTwoHalvesModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .amdim import AMDIMConfig, AMDIMForPreTraining
+from .autoencoder import AutoencoderConfig, AutoencoderForPreTraining
 from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
@@ -41,6 +42,7 @@ from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
     "amdim": AMDIMForPreTraining,
+    "autoencoder": AutoencoderForPreTraining,
     "barlow_twins": BarlowTwinsForPreTraining,
     "bert": BERTForPreTraining,
     "clip": CLIPForPreTraining,
@@ -89,6 +91,8 @@ __all__ = [
     "METHODS",
     "AMDIMConfig",
     "AMDIMForPreTraining",
+    "AutoencoderConfig",
+    "AutoencoderForPreTraining",
     "BarlowTwinsConfig",
     "BarlowTwinsForPreTraining",
     "BERTConfig",
