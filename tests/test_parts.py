@@ -27,6 +27,7 @@ from hf_ssl.methods._backbone import (
 )
 from hf_ssl.methods._base import SSLConfig, SSLModel, SSLOutput
 from hf_ssl.methods._batch_norm import GlobalBatchNorm, fixed_running_statistics
+from hf_ssl.methods._dcgan import DownConvolutions, Generator, UpConvolutions
 from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
@@ -268,6 +269,34 @@ class TestTwoPlayers:
         assert all(map(torch.equal, discriminator.buffers(), other.buffers()))
         assert discriminator[1].num_batches_tracked == 1
         assert all(p.requires_grad for p in discriminator.parameters())
+
+
+class TestDCGAN:
+    @pytest.mark.parametrize(
+        "side, size, start, widths",
+        [(4, 28, 4, [16, 8]), (4, 14, 4, [8]), (6, 227, 8, [64, 32, 16, 8]), (3, 96, 3, [64, 32, 16, 8])],
+    )
+    def test_up_convolutions_reach_the_size_that_is_asked(self, side, size, start, widths):
+        with torch.device("meta"):
+            network = UpConvolutions(64, 3, side, size, 8)
+            assert network(torch.zeros(2, 64, side, side)).shape == (2, 3, size, size)
+        found = [module for module in network.modules() if isinstance(module, nn.ConvTranspose2d)]
+        assert [found[0].in_channels, *(each.out_channels for each in found)] == [
+            64,
+            *widths,
+            3,
+        ] and network.start == start
+
+    def test_generator_and_down_convolutions_fit_each_other(self):
+        for size in (5, 16, 28, 65):
+            images = Generator(7, 3, size, 8)(torch.randn(2, 7))
+            network = DownConvolutions(3, size, 8)
+            assert images.shape == (2, 3, size, size) and network(images).shape == (2, network.width)
+
+    def test_what_is_too_much_is_cut_off_evenly(self):
+        network = UpConvolutions(4, 1, 4, 28, 8).eval()
+        x = torch.randn(1, 4, 4, 4)
+        assert torch.equal(network(x), network.layers(x)[..., 2:30, 2:30])
 
 
 WITHOUT_HF_SSL = """

@@ -19,6 +19,7 @@ from .amdim import AMDIMConfig, AMDIMForPreTraining
 from .autoencoder import AutoencoderConfig, AutoencoderForPreTraining
 from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
+from .bigan import BiGANConfig, BiGANForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cmc import CMCConfig, CMCForPreTraining
 from .context_encoder import ContextEncoderConfig, ContextEncoderForPreTraining
@@ -45,6 +46,7 @@ METHODS = {
     "autoencoder": AutoencoderForPreTraining,
     "barlow_twins": BarlowTwinsForPreTraining,
     "bert": BERTForPreTraining,
+    "bigan": BiGANForPreTraining,
     "clip": CLIPForPreTraining,
     "cmc": CMCForPreTraining,
     "context_encoder": ContextEncoderForPreTraining,
@@ -97,6 +99,8 @@ __all__ = [
     "BarlowTwinsForPreTraining",
     "BERTConfig",
     "BERTForPreTraining",
+    "BiGANConfig",
+    "BiGANForPreTraining",
     "CLIPForPreTraining",
     "CMCConfig",
     "CMCForPreTraining",
