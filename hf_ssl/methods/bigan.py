@@ -25,10 +25,8 @@ from ._detached import with_detached_weights
 from ._distributed import gather
 from ._random import LATENT_STREAM, fold_in, uniform
 
-MEASURE_EVERY, MEASUREMENTS = (
-    20,
-    10,
-)  # steps from one Frechet distance to the next, and how many of them it averages over
+MEASURE_EVERY = 20  # steps from one Frechet distance to the next
+MEASUREMENTS = 10  # how many batches it averages over
 
 
 @strict
