@@ -74,6 +74,12 @@ def uniform(seeds, count):
     return _shift_right(bits, 40).float() * 2.0**-24
 
 
+def normal(seeds, count):
+    """`count` numbers of the standard normal distribution for each of N seeds: (N,) int64 to (N, count) float32."""
+    # in float64, where neither 0 nor 1 comes out, of which the values would be infinite
+    return torch.special.ndtri(uniform(seeds, count).double() + 2.0**-25).float()
+
+
 def seed_from(*numbers):
     """One signed 64-bit seed from several integers: `fold_in` one after the other from 0, in plain Python."""
     bits = 0

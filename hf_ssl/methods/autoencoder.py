@@ -22,7 +22,7 @@ from ._base import PretextLine, SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._dcgan import Generator, draw_as_dcgan
 from ._distributed import sum_with_gradient, world_size
-from ._random import CORRUPTION_STREAM, fold_in, uniform
+from ._random import CORRUPTION_STREAM, fold_in, normal, uniform
 
 CORRUPTIONS = ("none", "gaussian", "masking", "salt_and_pepper")
 SPARSITIES = ("none", "kl", "l1")
@@ -115,9 +115,8 @@ class AutoencoderForPreTraining(SSLModel):
         if noise is None:
             if seeds is None:
                 seeds = torch.randint(2**62, (count,), device=images.device)
-            noise = uniform(fold_in(seeds, CORRUPTION_STREAM), math.prod(shape)).view(count, *shape)
-            if config.corruption == "gaussian":
-                noise = math.sqrt(2) * torch.erfinv(2 * noise + 2.0**-24 - 1)
+            draw = normal if config.corruption == "gaussian" else uniform
+            noise = draw(fold_in(seeds, CORRUPTION_STREAM), math.prod(shape)).view(count, *shape)
         if noise.shape != (count, *shape):
             raise ValueError(f"noise must be of shape {(count, *shape)}, found {tuple(noise.shape)}.")
         if config.corruption == "gaussian":
