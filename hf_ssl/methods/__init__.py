@@ -20,6 +20,7 @@ from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cmc import CMCConfig, CMCForPreTraining
+from .colorization import ColorizationConfig, ColorizationForPreTraining
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
 from .deep_cluster import DeepClusterConfig, DeepClusterForPreTraining
@@ -36,6 +37,7 @@ from .pirl import PIRLConfig, PIRLForPreTraining
 from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
+from .split_brain import SplitBrainConfig, SplitBrainForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
@@ -44,6 +46,7 @@ METHODS = {
     "bert": BERTForPreTraining,
     "clip": CLIPForPreTraining,
     "cmc": CMCForPreTraining,
+    "colorization": ColorizationForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
     "deep_cluster": DeepClusterForPreTraining,
@@ -60,6 +63,7 @@ METHODS = {
     "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
     "simclr": SimCLRForPreTraining,
+    "split_brain": SplitBrainForPreTraining,
     "word2vec": Word2VecForPreTraining,
 }
 
@@ -94,6 +98,8 @@ __all__ = [
     "CLIPForPreTraining",
     "CMCConfig",
     "CMCForPreTraining",
+    "ColorizationConfig",
+    "ColorizationForPreTraining",
     "CPCAudioConfig",
     "CPCAudioForPreTraining",
     "CPCAudioModel",
@@ -130,6 +136,8 @@ __all__ = [
     "RotationForPreTraining",
     "SimCLRConfig",
     "SimCLRForPreTraining",
+    "SplitBrainConfig",
+    "SplitBrainForPreTraining",
     "SSLAlexNetConfig",
     "SSLAlexNetForImageClassification",
     "SSLAlexNetModel",

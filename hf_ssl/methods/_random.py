@@ -32,6 +32,7 @@ TILE_ORDER_STREAM = 32  # PIRL: in which order the tiles lie
 SOURCE_PLACE_STREAM = 33  # amdim: the place of a coarse map that looks for the other view's
 MIXUP_STREAM = 35  # mixmatch: how much of each of two images
 MIXUP_PARTNER_STREAM = 36  # mixmatch: which two images
+COLOUR_PLACE_STREAM = 40  # colorization: the places of an image whose colours are told
 CROP_STREAM = 101  # views: the box
 FLIP_STREAM = 102  # views: whether it is mirrored
 JITTER_STREAM = 103  # views: colour factors and their order
