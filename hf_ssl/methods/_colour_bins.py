@@ -30,9 +30,10 @@ def gamut_bins():
             face.insert(channel, torch.full_like(one, level))
             faces.append(torch.stack(face))
     ab = rgb_to_lab(torch.cat(faces, dim=1)[None, :, :, None])[0, 1:, :, 0].T  # (n, 2)
-    squares = torch.unique((ab / GRID).floor(), dim=0)
-    corners = [squares + torch.tensor(corner, device="cpu") for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]
-    return torch.unique(torch.cat(corners), dim=0) * GRID
+    a, b = (ab / GRID).floor().long().unbind(1)
+    squares = torch.unique((a + 50) * 100 + b + 50)  # as one number each
+    corners = torch.unique(torch.cat([squares + corner for corner in (0, 1, 100, 101)]))
+    return torch.stack([corners // 100 - 50, corners % 100 - 50], dim=1).double() * GRID
 
 
 def share_out(ab, bins, neighbours, sigma):
