@@ -115,16 +115,22 @@ class ColorizationForPreTraining(SSLModel):
         head="larsson" tells; they follow from `sample_seeds`, (N,) int64, if not given, and are drawn afresh without those.
         `logits`: (N, H / stride, W / stride, Q), or (N, P, 64), of hue and chroma."""
         features, maps = self.features_and_maps(pixel_values)
+        if self.config.head == "zhang":
+            where = self.grid(pixel_values)
+        else:
+            pixels = self.draw_pixels(pixel_values, sample_seeds, places)
+            sides = pixel_values.shape[-2:]
+            where = (pixel_places(each, side) for each, side in zip(pixels, sides, strict=True))
+        logits = self.head(maps, *where)
         with torch.autocast(pixel_values.device.type, enabled=False):
-            rgb = pixel_values.float()
-            if self.config.head == "zhang":
-                logits, loss, truth = self.tell_grid(rgb, maps)
-            else:
-                logits, loss, truth = self.tell_places(rgb, maps, sample_seeds, places)
+            rgb, told = pixel_values.float(), logits.float()
+            loss, truth = (
+                self.grid_loss(told, rgb) if self.config.head == "zhang" else self.loss_at(told, rgb, *pixels)
+            )
             with torch.no_grad():
                 if self.training:  # after the loss
                     self.count(truth[..., 1:])
-                metrics = self.distances(self.decode(logits, truth[..., 0]), truth)
+                metrics = self.distances(self.decode(told, truth[..., 0]), truth)
         return SSLOutput(loss=loss, logits=logits, features=features, metrics=metrics)
 
     def features_and_maps(self, pixel_values):
@@ -132,28 +138,29 @@ class ColorizationForPreTraining(SSLModel):
         output = self.backbone(as_seen(pixel_values, self.backbone.dtype), output_hidden_states=True)
         return output.pooler_output.flatten(1), output.hidden_states[-self.config.stages :]
 
-    def tell_grid(self, rgb, maps):
-        """Zhang's (logits (N, R, S, Q), loss, Lab (N, R, S, 3)) of every `stride`-th pixel."""
+    def grid_loss(self, logits, rgb):
+        """Zhang's loss of logits (N, R, S, Q), and the true Lab (N, R, S, 3) of every `stride`-th pixel."""
         config = self.config
         lab = rgb_to_lab(rgb)[..., :: config.stride, :: config.stride].permute(0, 2, 3, 1)
-        logits = self.head(maps, *self.grid(rgb)).float()
         indices, shares = share_out(lab[..., 1:], self.bins, config.neighbours, config.sigma)
         losses = shared_cross_entropy(logits, indices, shares)  # (N, R, S)
         weights = rebalancing_weights(self.colour_counts, self.bins, config.neighbours, config.sigma, config.uniform)
         coloured = (lab[..., 1:].abs() > COLOURLESS).flatten(1).any(1)
         weighted = losses * weights[indices[..., 0]] * coloured[:, None, None]
         # the weights act on the gradient: what is logged is the cross-entropy
-        return logits, (weighted + (losses - weighted).detach()).mean(), lab
+        return (weighted + (losses - weighted).detach()).mean(), lab
 
-    def tell_places(self, rgb, maps, sample_seeds, places):
-        """Larsson's (logits (N, P, 64), loss, Lab (N, P, 3)) of random pixels."""
-        config, (height, width) = self.config, rgb.shape[-2:]
+    def draw_pixels(self, images, sample_seeds, places):
+        """Larsson's rows and columns of random pixels, (N, P) both."""
         if places is None:
             if sample_seeds is None:
-                sample_seeds = torch.randint(2**62, (len(rgb),), device=rgb.device)
-            places = uniform(fold_in(sample_seeds, COLOUR_PLACE_STREAM), 2 * config.places).unflatten(1, (-1, 2))
-        rows, columns = (places[..., 0] * height).long(), (places[..., 1] * width).long()  # (N, P)
-        logits = self.head(maps, pixel_places(rows, height), pixel_places(columns, width)).float()
+                sample_seeds = torch.randint(2**62, (len(images),), device=images.device)
+            places = uniform(fold_in(sample_seeds, COLOUR_PLACE_STREAM), 2 * self.config.places).unflatten(1, (-1, 2))
+        return [(places[..., axis].float() * images.shape[2 + axis]).long() for axis in (0, 1)]
+
+    def loss_at(self, logits, rgb, rows, columns):
+        """Larsson's loss of logits (N, P, 64), and the true Lab (N, P, 3) of pixels."""
+        config = self.config
         hue, saturation, value = rgb_to_hsv(rgb).unbind(1)  # (N, H, W)
         chroma = saturation * value
         of_hue = local_histograms(hue, chroma > 0, rows, columns, config.window)
@@ -162,7 +169,7 @@ class ColorizationForPreTraining(SSLModel):
         image = torch.arange(len(rgb), device=rgb.device)[:, None]
         counts_for_hue = config.hue_weight * chroma[image, rows, columns]
         losses = divergence(chroma_logits, of_chroma) + counts_for_hue * divergence(hue_logits, of_hue)
-        return logits, losses.mean(), rgb_to_lab(rgb)[image, :, rows, columns]
+        return losses.mean(), rgb_to_lab(rgb)[image, :, rows, columns]
 
     def grid(self, images):
         """Where every `stride`-th row and column of pixels lies, (R,) and (S,)."""

@@ -19,6 +19,7 @@ class TestZhang(MethodTester):
     model_class = ColorizationForPreTraining
     config = TINY
     chance_loss = math.log(309)
+    tolerance = 1e-5
     random_arguments = ("places",)
 
     def batch(self, seed=0):
@@ -173,6 +174,7 @@ class TestLarsson(MethodTester):
     model_class = ColorizationForPreTraining
     config = TINY | dict(head="larsson", stages=0, places=64)
     chance_loss = math.log(32) * (1 + 5 * 0.5)
+    tolerance = 1e-5
     random_arguments = ("places",)
     batch = TestZhang.batch
 

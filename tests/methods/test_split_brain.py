@@ -18,6 +18,7 @@ class TestSplitBrain(MethodTester):
     model_class = SplitBrainForPreTraining
     config = TINY
     chance_loss = math.log(309) + math.log(100)
+    tolerance = 1e-5
     brings_its_code = True
 
     def batch(self, seed=0):
@@ -137,6 +138,7 @@ class TestChannelGroups(MethodTester):
     groups |= dict(second_config=TINY_RESNET)  # of three channels
     config = dict(backbone_config=halves("none", **groups), head_hidden_size=32, loss="regression")
     chance_loss = 0.5 * 4 * 0.25
+    tolerance = 1e-5
     brings_its_code = True
 
     def batch(self, seed=0):
