@@ -8,6 +8,7 @@ those of torch's `interpolate` and `grid_sample` are not, on GPUs.
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers import initialization as init
 
 
 def stage_widths(config):
@@ -61,6 +62,11 @@ class StageHead(nn.Module):
             else:
                 hidden = hidden + read(stage(values), rows, columns)
         return self.output(hidden.relu())
+
+    @torch.no_grad()
+    def reset_output(self):
+        """No bias at first: nothing is likelier than anything else."""
+        init.zeros_(self.output.bias)
 
 
 def read_grid(values, rows, columns):

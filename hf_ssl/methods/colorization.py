@@ -156,7 +156,10 @@ class ColorizationForPreTraining(SSLModel):
             if sample_seeds is None:
                 sample_seeds = torch.randint(2**62, (len(images),), device=images.device)
             places = uniform(fold_in(sample_seeds, COLOUR_PLACE_STREAM), 2 * self.config.places).unflatten(1, (-1, 2))
-        return [(places[..., axis].float() * images.shape[2 + axis]).long() for axis in (0, 1)]
+        pixels = ((places[..., axis].float() * images.shape[2 + axis]).long() for axis in (0, 1))
+        return [
+            each.clamp(max=side - 1) for each, side in zip(pixels, images.shape[2:], strict=True)
+        ]  # 1, rounded to bfloat16
 
     def loss_at(self, logits, rgb, rows, columns):
         """Larsson's loss of logits (N, P, 64), and the true Lab (N, P, 3) of pixels."""
@@ -258,6 +261,8 @@ class ColorizationForPreTraining(SSLModel):
         if module is self:
             init.copy_(self.bins, gamut_bins().to(self.bins))
             init.ones_(self.colour_counts)  # all colours alike, as long as none has been seen
+        elif isinstance(module, StageHead):
+            module.reset_output()
         else:
             draw_as_torch(module)
 

@@ -206,6 +206,8 @@ class SplitBrainForPreTraining(SSLModel):
     def _init_weights(self, module):
         if module is self:
             init.copy_(self.bins, gamut_bins().to(self.bins))
+        elif isinstance(module, StageHead):
+            module.reset_output()
         else:
             draw_as_torch(module)
 
