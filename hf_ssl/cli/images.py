@@ -8,11 +8,13 @@ from transformers import AutoImageProcessor
 from transformers.utils import cached_file
 
 from ..data import VIEWS, ImageDecoder, RandomResizedCropAndFlip, Views, decode_image, image_processor, image_rows
+from ..data.loading import is_embedded
 from ..errors import InputError
-from ..evaluation.encoders.images import processor_view
+from ..evaluation.encoders.images import processor_view, spread_images
 from .rows import log_rows, training_rows
 
 logger = logging.getLogger(__name__)
+COLOURS_SAMPLE = 64  # images looked at to see whether all are grey
 
 
 def image_data(args, channels, view):
@@ -31,6 +33,16 @@ def first_size(rows, column):
     except Exception:  # broken rows are counted when they are read
         return None
     return width, height
+
+
+def check_colours(rows, decoder):
+    """Raises InputError if the images have no colours."""
+    images = spread_images(rows, decoder.column, 3, COLOURS_SAMPLE).values()
+    if all((image == image[:1]).all() for image in images):
+        raise InputError(
+            f"image_column '{decoder.column}' holds grey images, all {len(images)} that were looked at: expected colours, which "
+            "the method learns to tell."
+        )
 
 
 def in_pixels(first):
@@ -55,7 +67,7 @@ def choose_processor(config, args, normalize=True):
     if not getattr(encoder, "image_size", None):
         args.image_size = args.image_size or given["size"]  # for run.json, and whoever goes on from there
     size, mean, std = view_size(config, args), given["mean"], given["std"]
-    if (mean, std) == ([0.0], [1.0]):
+    if (mean, std) == ([0.0], [1.0]) or not normalize:
         return image_processor(size, channels, normalize=False)
     if channels == 1 and len(set(mean)) == len(set(std)) == 1:  # a release of one channel, see `released_encoder`
         mean, std = mean[:1], std[:1]
@@ -89,7 +101,8 @@ def log_network(model, args, size, presets, first):
     encoder, millions = model.config.backbone_config.model_type, model.base_model.num_parameters() / 1e6
     logger.info("network: %s (%s), %.2f M parameters, images of %d px", args.backbone, encoder, millions, size)
     larger = [f"{name} ({preset.purpose})" for name, preset in presets.items() if preset.image_size > size]
-    if args.dataset_name and args.backbone in presets and larger and first and min(first) >= 2 * size:
+    is_users = args.dataset_name and not is_embedded(args.dataset_name)
+    if is_users and args.backbone in presets and larger and first and min(first) >= 2 * size:
         logger.warning(
             "Images of %d x %d px are shrunk to %d px for backbone '%s': --backbone %s would see more of them.",
             *first, size, args.backbone, ", ".join(larger[:-1]) + " or " * (len(larger) > 1) + larger[-1],

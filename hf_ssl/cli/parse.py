@@ -119,7 +119,7 @@ def _release_values(name, recipes):
     except OSError:
         file = None
     arguments = read_run(Path(file))["arguments"] if file else {}
-    named = {key for preset in recipes.values() for key in preset.training} - {"output_dir"}
+    named = {key for preset in recipes.values() for key in preset.training} - {"output_dir", "dataset_name"}
     return {key: value for key, value in arguments.items() if key in named}
 
 

@@ -23,11 +23,11 @@ from ..methods import METHODS
 from ..training import train
 from ..training.arguments import LabelArguments, PairArguments, WordArguments
 from ..training.word_loop import train_words
-from .images import choose_processor, first_size, image_data, log_network, one_view
+from .images import check_colours, choose_processor, first_size, image_data, log_network, one_view
 from .labels import LABEL, labels_of_run
 from .pairs import choose_towers, load_towers, pair_data, pair_decoder, pair_processor, pair_tokenizer, report_cut
 from .parse import build_model, checked, parse_arguments
-from .rows import row_labels
+from .rows import held_out_rows, row_labels
 from .text import word_corpus
 
 logger = logging.getLogger(__name__)
@@ -48,12 +48,22 @@ class Preset(NamedTuple):
 
 
 def pretrain_images(
-    model_class, presets, arguments_class, description, view, *, normalize=True, pictures=None, curves=None
+    model_class,
+    presets,
+    arguments_class,
+    description,
+    view,
+    *,
+    normalize=True,
+    pictures=None,
+    curves=None,
+    held_out=False,
 ):
     """The whole of a script whose method sees images alone.
 
     view: (args, size, processor) to the augmentation. normalize: else pixels stay in [0, 1]. pictures: {name: function of
-    (model, rows, decoder, processor, path)}, drawn for the card, besides that of the task if the method has `pretext_lines`.
+    (model, rows, decoder, processor, path)}, drawn for the card, besides that of the task if the method has `pretext_lines`; of
+    images that are held out, if `held_out` and there are any, else of training images.
     curves: {picture: (names, unit) of `save_curves`}, of what was logged. A model with `row_labels` gets those of the data.
     """
     config, args = parse_arguments(model_class, presets, arguments_class, description)
@@ -66,9 +76,18 @@ def pretrain_images(
     if hasattr(model, "row_labels"):
         model.row_labels = row_labels(args)
     checked(lambda: model.check_images(size, size))
+    if model.needs_colours:
+        check_colours(rows, decoder)
     log_network(model, args, size, presets, first_size(rows, decoder.column))
     drawn = ({"pretext": save_pretext} if hasattr(model, "pretext_lines") else {}) | (pictures or {})
+    shown = held_out_rows(args, decoder.column) if held_out else None
+    if shown is not None:
+        drawn = {name: partial(_draw_on, shown, draw) for name, draw in drawn.items()}
     pretrain(model, rows, decoder, args, processor, pictures=drawn, curves=curves)
+
+
+def _draw_on(shown, draw, model, rows, *arguments):
+    draw(model, shown, *arguments)
 
 
 def pretrain_with_labels(model_class, presets, description, view):

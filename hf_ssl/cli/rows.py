@@ -5,9 +5,9 @@ from pathlib import Path
 import datasets
 import torch
 
-from ..data import load_split
+from ..data import image_rows, load_split
 from ..data.holdout import hold_out
-from ..data.loading import LABEL_COLUMNS, say_once
+from ..data.loading import EMBEDDED, LABEL_COLUMNS, DataError, is_embedded, say_once
 
 
 def training_rows(args, sample="images"):
@@ -22,6 +22,21 @@ def training_rows(args, sample="images"):
     if args.test_fraction is None:
         return rows
     return hold_out(rows, args.test_fraction, args.seed, args.label_column, args.group_column)[0]
+
+
+def held_out_rows(args, column):
+    """The images of `column` that are held out of the training, None if there are none."""
+    if args.streaming:
+        return None
+    try:
+        if args.test_fraction is not None:
+            rows = load_split(args.dataset_name, args.train_split, config_name=args.dataset_config_name)
+            rows = hold_out(rows, args.test_fraction, args.seed, args.label_column, args.group_column)[1]
+        else:
+            rows = load_split(args.dataset_name, args.test_split, config_name=args.dataset_config_name)
+        return image_rows(rows, column)[0].select_columns([column])
+    except DataError:
+        return None
 
 
 def row_labels(args):
@@ -44,8 +59,9 @@ def log_rows(args, rows, unit, *details):
         count += f" in {len(label.names)} classes"
     if args.test_fraction is not None:
         count += f", {args.test_fraction:g} of all held out for the test"
-    if name is None:
-        where, name = "shipped with hf_ssl", f"The embedded {unit}"
+    if name is None or is_embedded(name):
+        where = "shipped with hf_ssl"
+        name = f"The embedded {name.removeprefix(EMBEDDED) if name else unit}"
     else:
         path = Path(name)
         where = "from a folder" if path.is_dir() else "from files" if path.is_file() or "*" in name else "from the Hub"

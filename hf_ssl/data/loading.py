@@ -24,6 +24,7 @@ from .files import ENDINGS, MEDIA, LocalFiles, files_of_folder, files_of_list, w
 
 logger = logging.getLogger(__name__)
 SAMPLES = Path(__file__).parent / "samples"
+EMBEDDED = "hf_ssl/samples/"  # before the name of a sample: a dataset_name, for what reads another by default
 LARGEST_DOCUMENT = 2**24  # bytes; a larger .txt file is no document but a list of them
 FILES_A_SHARD = 2000  # documents of a stream that lie together: pairs are drawn from them
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "category", "coarse_label")
@@ -40,9 +41,10 @@ def load_split(dataset_name=None, split="train", *, sample="images", config_name
     """One split of a data set.
 
     dataset_name: a Hub id; a local folder of images, recordings, texts, parquet files or .tar shards (webdataset), or one
-    that `save_to_disk` has left; a file or a glob of files; None for the embedded sample named by `sample`, which also says
-    what is looked for in a folder of several kinds. Each of several .txt files is a document; of a single one each paragraph
-    between blank lines, or without them each line. Raises DataError if there is no such data set or split.
+    that `save_to_disk` has left; a file or a glob of files; an embedded sample by its name, such as hf_ssl/samples/emoji; None
+    for the one named by `sample`, which also says what is looked for in a folder of several kinds. Each of several .txt files is
+    a document; of a single one each paragraph between blank lines, or without them each line. Raises DataError if there is no
+    such data set or split.
     """
     if streaming and ("[" in split or "+" in split):
         raise DataError(
@@ -283,6 +285,8 @@ def _find(dataset_name, sample, config_name):
     """What to load: LocalFiles, or what `datasets.load_dataset` finds by itself."""
     if dataset_name is None:
         return str(SAMPLES / sample)
+    if is_embedded(dataset_name):
+        return str(SAMPLES / dataset_name.removeprefix(EMBEDDED))
     if not str(dataset_name).strip():
         raise DataError("dataset_name is empty: expected a Hub id, a folder or a glob of files.")
     path = Path(os.path.expanduser(dataset_name))
@@ -319,6 +323,12 @@ def _find(dataset_name, sample, config_name):
     if path.parent.is_dir():  # else nobody takes it for a folder
         say_once(f"There is no folder or file '{dataset_name}' here: looking for a data set of that name on the Hub.")
     return dataset_name
+
+
+def is_embedded(dataset_name):
+    """Whether it names a sample that ships with the package, such as hf_ssl/samples/emoji."""
+    name = str(dataset_name or "")
+    return name.startswith(EMBEDDED) and name.removeprefix(EMBEDDED) in {path.name for path in SAMPLES.iterdir()}
 
 
 def _card_says_what_to_read(folder):
@@ -376,6 +386,7 @@ def raw_column(data, column, decoder):
 
 
 __all__ = [
+    "EMBEDDED",
     "LABEL_COLUMNS",
     "SAMPLES",
     "DataError",
@@ -383,6 +394,7 @@ __all__ = [
     "IterableDataset",
     "column_names",
     "find_column",
+    "is_embedded",
     "load_split",
     "raw_column",
     "reason",

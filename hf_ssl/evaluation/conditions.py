@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..data.loading import EMBEDDED, is_embedded
 from ..training.records import plain, public_name
 from .encoders.loading import PAIRS
 
@@ -19,6 +20,19 @@ SAMPLES = {  # by what a model reads: the embedded data set's folder, and what i
 }
 
 
+def sample_name(dataset_name, modality):
+    """Of the data set that an argument names the embedded sample's folder, None if it is none."""
+    if not dataset_name:
+        return SAMPLES[modality][0]
+    return dataset_name.removeprefix(EMBEDDED) if is_embedded(dataset_name) else None
+
+
+def source_in_words(dataset_name, modality):
+    """The data set that an argument names, in Markdown."""
+    sample = sample_name(dataset_name, modality)
+    return dict(SAMPLES.values())[sample] if sample else plain(dataset_name)
+
+
 def data_name(data):
     """The name of the data of an evaluation as it is published: whether it is a local one was decided then."""
     if not data.get("local", False):
@@ -31,7 +45,7 @@ def measured_on(results, modality):
     data, settings = results["dataset"], results["settings"]
     if not data:
         return "the weights alone"
-    words = [plain(data_name(data)) if data["name"] else SAMPLES[modality][1]]
+    words = [source_in_words(data_name(data) if data["name"] else None, modality)]
     if data.get("config"):
         words[0] += f", config {plain(data['config'])}"
     for part, use in (("test", "test"), ("train", "training")):
@@ -104,6 +118,8 @@ __all__ = [
     "data_name",
     "differences",
     "measured_on",
+    "sample_name",
     "setting_differences",
     "settings_in_words",
+    "source_in_words",
 ]

@@ -11,7 +11,15 @@ from jinja2 import Environment, FileSystemLoader, TemplateNotFound
 
 from ..errors import InputError
 from ..evaluation import PAIRS, Metric, modality_of, results_table
-from ..evaluation.conditions import SAMPLES, data_name, measured_on, setting_differences, settings_in_words
+from ..evaluation.conditions import (
+    SAMPLES,
+    data_name,
+    measured_on,
+    sample_name,
+    setting_differences,
+    settings_in_words,
+    source_in_words,
+)
 from ..evaluation.results import evaluations
 from ..methods import METHODS
 from ..training.checkpoints import RUN_FILE
@@ -78,14 +86,15 @@ def render_card(folder: Path, path: str | None = None) -> str:
     shown = {
         k: v for k, v in arguments.items() if v not in (None, "", "none", -1) and k not in (*unused, *NOT_TRAINING)
     }
-    source = plain(dataset) if dataset else SAMPLES[modality][1]
+    source, sample = source_in_words(dataset, modality), sample_name(dataset, modality)
     text = template.render(
         card_data=data.to_yaml(),
         name=name,
         path=path,
         oldest=OLDEST_TRANSFORMERS[_root_kind(folder, modality)],
-        shipped=dataset is None,
-        dataset=f"{plain(stated['title'])} ({source})" if dataset and stated["title"] else source,
+        shipped=sample is not None,
+        sample=sample,
+        dataset=f"{plain(stated['title'])} ({source})" if not sample and stated["title"] else source,
         licence=plain(", ".join(stated["license"]).upper()),
         config=run["config"],
         arguments={key: plain(value) if isinstance(value, str) else value for key, value in shown.items()},

@@ -22,6 +22,7 @@ from .bert import BERTConfig, BERTForPreTraining
 from .bigan import BiGANConfig, BiGANForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cmc import CMCConfig, CMCForPreTraining
+from .colorization import ColorizationConfig, ColorizationForPreTraining
 from .context_encoder import ContextEncoderConfig, ContextEncoderForPreTraining
 from .cpc_audio import CPCAudioConfig, CPCAudioForPreTraining
 from .cpc_text import CPCTextConfig, CPCTextForPreTraining
@@ -39,6 +40,7 @@ from .pirl import PIRLConfig, PIRLForPreTraining
 from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
+from .split_brain import SplitBrainConfig, SplitBrainForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
@@ -49,6 +51,7 @@ METHODS = {
     "bigan": BiGANForPreTraining,
     "clip": CLIPForPreTraining,
     "cmc": CMCForPreTraining,
+    "colorization": ColorizationForPreTraining,
     "context_encoder": ContextEncoderForPreTraining,
     "cpc_audio": CPCAudioForPreTraining,
     "cpc_text": CPCTextForPreTraining,
@@ -66,6 +69,7 @@ METHODS = {
     "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
     "simclr": SimCLRForPreTraining,
+    "split_brain": SplitBrainForPreTraining,
     "word2vec": Word2VecForPreTraining,
 }
 
@@ -104,6 +108,8 @@ __all__ = [
     "CLIPForPreTraining",
     "CMCConfig",
     "CMCForPreTraining",
+    "ColorizationConfig",
+    "ColorizationForPreTraining",
     "ContextEncoderConfig",
     "ContextEncoderForPreTraining",
     "CPCAudioConfig",
@@ -142,6 +148,8 @@ __all__ = [
     "RotationForPreTraining",
     "SimCLRConfig",
     "SimCLRForPreTraining",
+    "SplitBrainConfig",
+    "SplitBrainForPreTraining",
     "SSLAlexNetConfig",
     "SSLAlexNetForImageClassification",
     "SSLAlexNetModel",

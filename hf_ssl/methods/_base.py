@@ -169,6 +169,7 @@ class SSLModel(PreTrainedModel):
     learns_from_labels = (
         False  # which come with `labelled_pixel_values` beside each batch; then the release is a classifier
     )
+    needs_colours = False  # of images: without them there is no task
     compares_samples = False  # with each other, in the loss: then accumulated passes are not one large batch
     learning_rate_factors: dict[str, float] = {}  # by prefix of a module's name: {"discriminator": 0.1}
 

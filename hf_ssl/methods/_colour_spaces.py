@@ -5,6 +5,15 @@ import torch
 XYZ_OF_RGB = (  # ITU-R BT.709, of linear red, green and blue
     (0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227),
 )  # fmt: skip
+RGB_OF_XYZ = (  # its inverse
+    (3.24048134, -1.53715152, -0.49853633), (-0.96925495, 1.87599000, 0.04155593), (0.05564664, -0.20404134, 1.05731107),
+)  # fmt: skip
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as PIL makes grey
+
+
+def rgb_to_grey(rgb):
+    """(N, 3, H, W) to (N, 1, H, W), as PIL does."""
+    return sum(weight * rgb[:, c, None] for c, weight in enumerate(LUMA))
 
 
 def rgb_to_hsv(rgb):
@@ -34,3 +43,15 @@ def rgb_to_lab(rgb):
     root = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = root.unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+def lab_to_rgb(lab):
+    """The inverse of `rgb_to_lab`; of colours that sRGB does not have, each of red, green and blue is clipped to [0, 1]."""
+    lightness, a, b = lab.unbind(1)
+    y = (lightness + 16) / 116
+    root = torch.stack([y + a / 500, y, (y - b / 200).clamp(min=0)], dim=1)
+    xyz = torch.where(root > 0.2068966, root**3, (root - 16 / 116) / 7.787)
+    white = [sum(row) for row in XYZ_OF_RGB]
+    linear = [sum(w * white[c] * xyz[:, c] for c, w in enumerate(row)) for row in RGB_OF_XYZ]
+    linear = torch.stack(linear, dim=1).clamp(0, 1)
+    return torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear)

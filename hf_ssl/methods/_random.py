@@ -32,6 +32,7 @@ TILE_ORDER_STREAM = 32  # PIRL: in which order the tiles lie
 SOURCE_PLACE_STREAM = 33  # amdim: the place of a coarse map that looks for the other view's
 MIXUP_STREAM = 35  # mixmatch: how much of each of two images
 MIXUP_PARTNER_STREAM = 36  # mixmatch: which two images
+COLOUR_PLACE_STREAM = 40  # colorization: the places of an image whose colours are told
 HOLE_STREAM = 41  # context encoder: where an image's holes lie
 CORRUPTION_STREAM = 42  # autoencoder: the noise
 LATENT_STREAM = 43  # bigan: what images are made of

@@ -23,6 +23,7 @@ from transformers.configuration_utils import SubConfigSpec
 from ._backbone import build_backbone, check_backbone
 from ._base import PretextLine, SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
+from ._colour_spaces import LUMA
 from ._initialization import draw_as_torch
 from ._random import (
     GREY_PUZZLE_STREAM,
@@ -38,7 +39,6 @@ from ._tiles import cut_tiles, grid_corners, in_grid, normalize_tiles, tile_feat
 
 TILES = 9
 MOST_PERMUTATIONS = 362_880  # 9!
-LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601, as PIL makes grey
 
 
 @strict

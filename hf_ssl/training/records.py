@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import DatasetCard, ModelCard, get_token
 
-from ..data.loading import SAMPLES
+from ..data.loading import SAMPLES, is_embedded
 
 # arguments that may name local files
 PLACES = ("output_dir", "dataset_name", "backbone", "vision_tower", "text_tower", "tokenizer_name")
@@ -86,7 +86,7 @@ def public_run(run):
 def public_place(name):
     """{"name", "local"}: a Hub id or preset as it is; of a local file or folder only the last part, since its place is
     nobody's business."""
-    if not name:
+    if not name or is_embedded(name):
         return {"name": name, "local": False}
     path = Path(name)
     if path.exists() or not HUB_ID.fullmatch(name):
@@ -164,8 +164,9 @@ def _describe_data(name, data):
     """Name and licence of a data set as its own card states them."""
     try:
         card = name
-        if name is None or Path(name).exists():
-            card = (Path(name) if name else SAMPLES / data.info.dataset_name) / "README.md"
+        if name is None or is_embedded(name) or Path(name).exists():
+            embedded = SAMPLES / (Path(name).name if name else data.info.dataset_name)
+            card = (Path(name) if name and not is_embedded(name) else embedded) / "README.md"
         stated = DatasetCard.load(card).data.to_dict()
     except Exception:  # there is none, or no network: the model's card then says that nothing is known
         stated = {}
