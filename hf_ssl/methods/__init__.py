@@ -16,10 +16,8 @@ from ._sobel import SSLSobelConfig, SSLSobelModel
 from ._two_halves import SSLTwoHalvesConfig, SSLTwoHalvesModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .amdim import AMDIMConfig, AMDIMForPreTraining
-from .autoencoder import AutoencoderConfig, AutoencoderForPreTraining
 from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
-from .bigan import BiGANConfig, BiGANForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cmc import CMCConfig, CMCForPreTraining
 from .colorization import ColorizationConfig, ColorizationForPreTraining
@@ -45,10 +43,8 @@ from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
     "amdim": AMDIMForPreTraining,
-    "autoencoder": AutoencoderForPreTraining,
     "barlow_twins": BarlowTwinsForPreTraining,
     "bert": BERTForPreTraining,
-    "bigan": BiGANForPreTraining,
     "clip": CLIPForPreTraining,
     "cmc": CMCForPreTraining,
     "colorization": ColorizationForPreTraining,
@@ -97,14 +93,10 @@ __all__ = [
     "METHODS",
     "AMDIMConfig",
     "AMDIMForPreTraining",
-    "AutoencoderConfig",
-    "AutoencoderForPreTraining",
     "BarlowTwinsConfig",
     "BarlowTwinsForPreTraining",
     "BERTConfig",
     "BERTForPreTraining",
-    "BiGANConfig",
-    "BiGANForPreTraining",
     "CLIPForPreTraining",
     "CMCConfig",
     "CMCForPreTraining",
