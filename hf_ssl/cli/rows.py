@@ -25,7 +25,7 @@ def training_rows(args, sample="images"):
 
 
 def held_out_rows(args, column):
-    """The images of `column` that are held out of the training, None if there are none."""
+    """The images of `column` that are held out of the training, in random order, None if there are none."""
     if args.streaming:
         return None
     try:
@@ -34,7 +34,7 @@ def held_out_rows(args, column):
             rows = hold_out(rows, args.test_fraction, args.seed, args.label_column, args.group_column)[1]
         else:
             rows = load_split(args.dataset_name, args.test_split, config_name=args.dataset_config_name)
-        return image_rows(rows, column)[0].select_columns([column])
+        return image_rows(rows, column)[0].select_columns([column]).shuffle(seed=args.seed)
     except DataError:
         return None
 
