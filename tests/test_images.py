@@ -297,15 +297,16 @@ def test_what_begins_from_a_release_sees_its_images(tmp_path, monkeypatch, caplo
     ResNetModel(ResNetConfig(**STAGES)).save_pretrained(tmp_path / "plain")
     image_processor(40, normalize=False).save_pretrained(tmp_path / "plain")
 
-    def chosen(folder, *arguments, normalize=True):
+    def chosen(folder, *arguments, **kwargs):
         flags = ["--backbone", str(tmp_path / folder), "--output_dir", str(tmp_path / "run"), *arguments]
         monkeypatch.setattr("sys.argv", ["pretrain", *flags])
         presets = {"paper": Preset({}, dict(views="simclr"), "224 px")}
         config, args = parse_arguments(hf_ssl.SimCLRForPreTraining, presets, TwoViewArguments)
-        processor = choose_processor(config, args, normalize)
+        processor = choose_processor(config, args, **kwargs)
         return processor.crop_size["height"], args.image_size, list(processor.image_mean), list(processor.image_std)
 
     assert chosen("release", normalize=False) == (28, 28, [0.1, 0.2, 0.3], [0.4] * 3)
+    assert chosen("release", normalize=False, of_colours=True) == (28, 28, [0.0] * 3, [1.0] * 3)
     assert chosen("release", "--image_size", "32")[:3] == (32, 32, [0.1, 0.2, 0.3])
     assert chosen("plain") == (40, 40, [0.0] * 3, [1.0] * 3)
     assert chosen("bare", normalize=False) == (224, None, [0.0] * 3, [1.0] * 3)

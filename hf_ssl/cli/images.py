@@ -50,9 +50,10 @@ def in_pixels(first):
     return first and "the first {} x {} px".format(*first)
 
 
-def choose_processor(config, args, normalize=True):
+def choose_processor(config, args, normalize=True, of_colours=False):
     """The image processor of a run: of the size and normalisation of the one that `--backbone` brings, unless --image_size asks
-    for another size; else as the method has it. normalize: else pixels stay in [0, 1]."""
+    for another size; else as the method has it. normalize: else pixels stay in [0, 1]. of_colours: they do in any case, for
+    methods that compute colours."""
     encoder = config.backbone_config
     if not hasattr(encoder, "num_channels"):
         raise InputError(
@@ -67,7 +68,7 @@ def choose_processor(config, args, normalize=True):
     if not getattr(encoder, "image_size", None):
         args.image_size = args.image_size or given["size"]  # for run.json, and whoever goes on from there
     size, mean, std = view_size(config, args), given["mean"], given["std"]
-    if (mean, std) == ([0.0], [1.0]) or not normalize:
+    if (mean, std) == ([0.0], [1.0]) or of_colours:
         return image_processor(size, channels, normalize=False)
     if channels == 1 and len(set(mean)) == len(set(std)) == 1:  # a release of one channel, see `released_encoder`
         mean, std = mean[:1], std[:1]

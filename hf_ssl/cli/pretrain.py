@@ -67,7 +67,8 @@ def pretrain_images(
     curves: {picture: (names, unit) of `save_curves`}, of what was logged. A model with `row_labels` gets those of the data.
     """
     config, args = parse_arguments(model_class, presets, arguments_class, description)
-    processor = choose_processor(config, args, normalize)
+    of_colours = model_class.needs_colours is not False  # split-brain's depends on its config
+    processor = choose_processor(config, args, normalize, of_colours)
     size = processor.crop_size["height"]
     rows, decoder = image_data(args, config.backbone_config.num_channels, view(args, size, processor))
     count_samples(model_class, config, rows)

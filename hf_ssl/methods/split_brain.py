@@ -109,12 +109,15 @@ class SplitBrainForPreTraining(SSLModel):
         features, predicted = self.features_and_predictions(pixel_values)
         with torch.autocast(pixel_values.device.type, enabled=False):
             channels = self.channels(pixel_values.float())
-            losses, metrics = [], {}
-            for half, logits, target in zip(("first", "second"), predicted, reversed(self.seen), strict=True):
-                loss, chance = self.cross_channel_loss(logits.float(), channels, target)
-                losses.append(loss)
-                metrics |= {f"{half}_loss": loss.detach(), f"{half}_chance": chance}
-        return SSLOutput(loss=sum(losses), logits=torch.cat(predicted, dim=3), features=features, metrics=metrics)
+            (first, first_chance), (second, second_chance) = (
+                self.cross_channel_loss(logits.float(), channels, target)
+                for logits, target in zip(predicted, reversed(self.seen), strict=True)
+            )
+        metrics = {
+            "first_loss": first.detach(), "first_chance": first_chance,
+            "second_loss": second.detach(), "second_chance": second_chance,
+        }  # fmt: skip
+        return SSLOutput(loss=first + second, logits=torch.cat(predicted, dim=3), features=features, metrics=metrics)
 
     def features_and_predictions(self, pixel_values):
         """(N, D1 + D2), the pooled output, and what each half predicts of the other's channels, (N, R, S, K) both."""
