@@ -180,7 +180,7 @@ def test_a_model_that_trains_can_be_released(name, tmp_path):
     tester = find_tester(name)
     config = tester.model().config
     owner, part = config.backbone_config, "backbone_config"
-    if inner := {"clip": "vision_config", "cmc": "first_config"}.get(name):
+    if inner := {"clip": "vision_config", "cmc": "first_config", "split_brain": "first_config"}.get(name):
         owner, part = getattr(owner, inner), f"{part}.{inner}"
     wider = f"hidden_sizes={[8, 32]}" if hasattr(owner, "hidden_sizes") else f"hidden_size={2 * owner.hidden_size}"
     override_config(config, f"{part}.{wider}")
