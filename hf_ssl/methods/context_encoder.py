@@ -6,8 +6,8 @@ Deviations: encoders are those of transformers, the paper's AlexNet among them, 
 hold 0, the mean of normalised pixels, and the output is not squashed, so that any normalisation will do; each image has a hole
 of its own, where the code has one a batch, and its error is the mean over its own hole; a random region has exactly the area
 that is drawn, where the code draws until it lies between 20 and 30%; of such holes the discriminator sees the image with the
-fill in its place, in the code all that the decoder gives; both players step at once; batch statistics are those of all
-processes.
+fill in its place, in the code all that the decoder gives; `overlap` weights a border around such holes as around the square, in
+the code all that is seen has that weight; both players step at once; batch statistics are those of all processes.
 """
 
 import copy
