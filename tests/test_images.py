@@ -20,7 +20,7 @@ import hf_ssl
 from hf_ssl import RotationConfig, RotationForPreTraining
 from hf_ssl.cli.images import choose_processor, log_network
 from hf_ssl.cli.parse import parse_arguments
-from hf_ssl.cli.pretrain import Preset
+from hf_ssl.cli.pretrain import Preset, set_image_size
 from hf_ssl.data import (
     DataError,
     ImageDecoder,
@@ -379,3 +379,14 @@ def test_columns_of_several_images_or_of_no_texts_are_refused():
         image_rows(data)
     with pytest.raises(DataError, match="class_texts 'label' holds int64 values: expected texts"):
         check_texts(data, "label", "class_texts", "texts")
+
+
+def test_a_model_that_makes_images_has_the_size_of_the_run():
+    config = hf_ssl.ContextEncoderConfig(backbone_config=dict(model_type="resnet", **STAGES))
+    set_image_size(config, 32)
+    assert config.image_size == 32
+    with pytest.raises(InputError, match="image_size 48 does not fit the model, which has 32: leave out --image_size"):
+        set_image_size(config, 48)
+    other = hf_ssl.SimCLRConfig(backbone_config=dict(model_type="resnet", **STAGES))
+    set_image_size(other, 32)
+    assert not hasattr(other, "image_size")
