@@ -151,7 +151,7 @@ def _train(data, output_dir, method, options):
     return train(METHODS[method](config), rows, decoder, args).history
 
 
-@pytest.mark.parametrize("method, processes", [("mixmatch", 1), ("mixmatch", 2)])
+@pytest.mark.parametrize("method, processes", [("mixmatch", 1), ("mixmatch", 2), ("fixmatch", 1)])
 def test_a_killed_run_goes_on_bitwise(shards, tmp_path, method, processes):
     """Averages and ramps too: killed within an epoch, and by chance at its border."""
     options = {"per_device_train_batch_size": 12 // processes}

@@ -32,7 +32,7 @@ from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
 from hf_ssl.methods._momentum import momentum_update
-from hf_ssl.methods._semi_supervised import build_classifier, linear_ramp
+from hf_ssl.methods._semi_supervised import build_classifier, confident_cross_entropy, linear_ramp
 from hf_ssl.methods._sobel import Sobel, SSLSobelConfig, SSLSobelModel
 
 
@@ -224,6 +224,14 @@ def test_ramps_equal_their_formulas():
     for t in (-1.0, 0.0, 0.1, 0.3, 0.7, 1.0, 3.0):
         inside = min(max(t, 0), 1)
         assert linear_ramp(torch.tensor(t)).item() == pytest.approx(inside, abs=1e-6)
+
+
+def test_nothing_is_confident_at_first_and_that_is_a_loss_of_0():
+    logits = torch.zeros(3, 4, requires_grad=True)
+    loss, confident = confident_cross_entropy(logits, torch.full((3, 4), 0.25), torch.tensor([0, 1, 2]), 0.5)
+    assert loss == 0 and confident == 0
+    loss.backward()
+    assert (logits.grad == 0).all()
 
 
 def test_averages_move_by_momentum():

@@ -28,6 +28,7 @@ from .deep_cluster import DeepClusterConfig, DeepClusterForPreTraining
 from .deep_infomax import DeepInfoMaxConfig, DeepInfoMaxForPreTraining
 from .entropy_minimization import EntropyMinimizationConfig, EntropyMinimizationForPreTraining
 from .exemplar import ExemplarConfig, ExemplarForPreTraining
+from .fixmatch import FixMatchConfig, FixMatchForPreTraining
 from .instance_discrimination import InstanceDiscriminationConfig, InstanceDiscriminationForPreTraining
 from .jigsaw import JigsawConfig, JigsawForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
@@ -55,6 +56,7 @@ METHODS = {
     "deep_infomax": DeepInfoMaxForPreTraining,
     "entropy_minimization": EntropyMinimizationForPreTraining,
     "exemplar": ExemplarForPreTraining,
+    "fixmatch": FixMatchForPreTraining,
     "instance_discrimination": InstanceDiscriminationForPreTraining,
     "jigsaw": JigsawForPreTraining,
     "mae": MAEForPreTraining,
@@ -120,6 +122,8 @@ __all__ = [
     "EntropyMinimizationForPreTraining",
     "ExemplarConfig",
     "ExemplarForPreTraining",
+    "FixMatchConfig",
+    "FixMatchForPreTraining",
     "InstanceDiscriminationConfig",
     "InstanceDiscriminationForPreTraining",
     "JigsawConfig",

@@ -1,6 +1,7 @@
 """What semi-supervised methods share: labelled and unlabelled images in one pass, how their weights rise, and what they log."""
 
 import torch
+import torch.nn.functional as F
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
 
 from ._backbone import build_backbone, classify, is_classifier
@@ -44,6 +45,13 @@ def entropy(logits):
 def mean_squared_difference(p, q):
     """Of two sets of probabilities (N, K), the mean over batch and classes."""
     return (p - q).square().mean()
+
+
+def confident_cross_entropy(logits, p, targets, threshold):
+    """(cross-entropy with `targets` where `p` has a class of at least `threshold`, the mean over all of the batch; the part of
+    the batch where it has). logits: (N, K). p: (N, K), probabilities. targets: (N,) classes or (N, K) probabilities."""
+    confident = (p.amax(1) >= threshold).float()
+    return (F.cross_entropy(logits, targets, reduction="none") * confident).mean(), confident.mean()
 
 
 def label_metrics(logits, labels, supervised):
