@@ -32,7 +32,7 @@ from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
 from hf_ssl.methods._momentum import momentum_update
-from hf_ssl.methods._semi_supervised import build_classifier, confident_cross_entropy, linear_ramp
+from hf_ssl.methods._semi_supervised import build_classifier, confident_cross_entropy, linear_ramp, sigmoid_ramp
 from hf_ssl.methods._sobel import Sobel, SSLSobelConfig, SSLSobelModel
 
 
@@ -223,7 +223,10 @@ class TestClassifiers:
 def test_ramps_equal_their_formulas():
     for t in (-1.0, 0.0, 0.1, 0.3, 0.7, 1.0, 3.0):
         inside = min(max(t, 0), 1)
+        assert sigmoid_ramp(torch.tensor(t)).item() == pytest.approx(np.exp(-5 * (1 - inside) ** 2), abs=1e-6)
         assert linear_ramp(torch.tensor(t)).item() == pytest.approx(inside, abs=1e-6)
+        expected = max(0, (inside - 0.25) / 0.75)
+        assert linear_ramp(torch.tensor(t), 0.25).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_nothing_is_confident_at_first_and_that_is_a_loss_of_0():
@@ -234,12 +237,13 @@ def test_nothing_is_confident_at_first_and_that_is_a_loss_of_0():
     assert (logits.grad == 0).all()
 
 
-def test_averages_move_by_momentum():
-    """Parameters, and not buffers."""
+@pytest.mark.parametrize("momentum", [0.7, torch.tensor(0.7)])
+def test_averages_move_by_momentum(momentum):
+    """Parameters, and not buffers; the momentum is a number or stays on its device."""
     average, network = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     network.weight.data, network.running_mean = torch.tensor([2.0, 3, -1]), torch.ones(3)
-    momentum_update(average, network, 0.7)
-    momentum_update(average, network, 0.7)
+    momentum_update(average, network, momentum)
+    momentum_update(average, network, momentum)
     torch.testing.assert_close(average.weight.detach(), 0.49 * torch.ones(3) + 0.51 * network.weight.detach())
     assert (average.running_mean == 0).all() and torch.equal(network.weight.detach(), torch.tensor([2.0, 3, -1]))
 

@@ -32,14 +32,21 @@ from .fixmatch import FixMatchConfig, FixMatchForPreTraining
 from .instance_discrimination import InstanceDiscriminationConfig, InstanceDiscriminationForPreTraining
 from .jigsaw import JigsawConfig, JigsawForPreTraining
 from .mae import MAEConfig, MAEForPreTraining
+from .mean_teacher import MeanTeacherConfig, MeanTeacherForPreTraining
 from .mixmatch import MixMatchConfig, MixMatchForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .nat import NATConfig, NATForPreTraining
+from .pi_model import PiModelConfig, PiModelForPreTraining
 from .pirl import PIRLConfig, PIRLForPreTraining
+from .pseudo_label import PseudoLabelConfig, PseudoLabelForPreTraining
 from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
+from .s4l import S4LConfig, S4LForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
 from .split_brain import SplitBrainConfig, SplitBrainForPreTraining
+from .temporal_ensembling import TemporalEnsemblingConfig, TemporalEnsemblingForPreTraining
+from .uda import UDAConfig, UDAForPreTraining
+from .vat import VATConfig, VATForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
@@ -60,14 +67,21 @@ METHODS = {
     "instance_discrimination": InstanceDiscriminationForPreTraining,
     "jigsaw": JigsawForPreTraining,
     "mae": MAEForPreTraining,
+    "mean_teacher": MeanTeacherForPreTraining,
     "mixmatch": MixMatchForPreTraining,
     "moco": MoCoForPreTraining,
     "nat": NATForPreTraining,
+    "pi_model": PiModelForPreTraining,
     "pirl": PIRLForPreTraining,
+    "pseudo_label": PseudoLabelForPreTraining,
     "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
+    "s4l": S4LForPreTraining,
     "simclr": SimCLRForPreTraining,
     "split_brain": SplitBrainForPreTraining,
+    "temporal_ensembling": TemporalEnsemblingForPreTraining,
+    "uda": UDAForPreTraining,
+    "vat": VATForPreTraining,
     "word2vec": Word2VecForPreTraining,
 }
 
@@ -130,18 +144,26 @@ __all__ = [
     "JigsawForPreTraining",
     "MAEConfig",
     "MAEForPreTraining",
+    "MeanTeacherConfig",
+    "MeanTeacherForPreTraining",
     "MixMatchConfig",
     "MixMatchForPreTraining",
     "MoCoConfig",
     "MoCoForPreTraining",
     "NATConfig",
     "NATForPreTraining",
+    "PiModelConfig",
+    "PiModelForPreTraining",
     "PIRLConfig",
     "PIRLForPreTraining",
+    "PseudoLabelConfig",
+    "PseudoLabelForPreTraining",
     "RelativePositionConfig",
     "RelativePositionForPreTraining",
     "RotationConfig",
     "RotationForPreTraining",
+    "S4LConfig",
+    "S4LForPreTraining",
     "SimCLRConfig",
     "SimCLRForPreTraining",
     "SplitBrainConfig",
@@ -158,6 +180,12 @@ __all__ = [
     "SSLSobelModel",
     "SSLTwoHalvesConfig",
     "SSLTwoHalvesModel",
+    "TemporalEnsemblingConfig",
+    "TemporalEnsemblingForPreTraining",
+    "UDAConfig",
+    "UDAForPreTraining",
+    "VATConfig",
+    "VATForPreTraining",
     "Word2VecConfig",
     "Word2VecForPreTraining",
     "Word2VecModel",

@@ -6,8 +6,15 @@ from transformers import initialization as init
 
 @torch.no_grad()
 def momentum_update(average, network, momentum):
-    """average <- momentum x average + (1 - momentum) x network, for parameters only: buffers are the copy's own."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - momentum)
+    """average <- momentum x average + (1 - momentum) x network, for parameters only: buffers are the copy's own. momentum: a
+    number or a scalar tensor."""
+    own, theirs = list(average.parameters()), list(network.parameters())
+    if isinstance(momentum, torch.Tensor):  # which lerp would ask the device for
+        steps = torch._foreach_sub(theirs, own)
+        torch._foreach_mul_(steps, 1 - momentum)
+        torch._foreach_add_(own, steps)
+    else:
+        torch._foreach_lerp_(own, theirs, 1 - momentum)
 
 
 @torch.no_grad()

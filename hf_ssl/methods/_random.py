@@ -30,6 +30,7 @@ NOISE_ROWS_STREAM = 30  # instance discrimination, PIRL, CMC: the rows of the ba
 PRIOR_STREAM = 31  # deep infomax: the adversary's examples of the prior
 TILE_ORDER_STREAM = 32  # PIRL: in which order the tiles lie
 SOURCE_PLACE_STREAM = 33  # amdim: the place of a coarse map that looks for the other view's
+VAT_STREAM = 34  # vat: where the search for the adversarial direction begins
 MIXUP_STREAM = 35  # mixmatch: how much of each of two images
 MIXUP_PARTNER_STREAM = 36  # mixmatch: which two images
 COLOUR_PLACE_STREAM = 40  # colorization: the places of an image whose colours are told
@@ -71,6 +72,12 @@ def uniform(seeds, count):
     """`count` numbers in [0, 1) for each of N seeds: (N,) int64 to (N, count) float32, in steps of 2^-24."""
     bits = fold_in(seeds[:, None], torch.arange(count, device=seeds.device))  # (N, count)
     return _shift_right(bits, 40).float() * 2.0**-24
+
+
+def normal(seeds, count):
+    """`count` numbers of the standard normal distribution for each of N seeds: (N,) int64 to (N, count) float32."""
+    # in float64, where neither 0 nor 1 comes out, of which the values would be infinite
+    return torch.special.ndtri(uniform(seeds, count).double() + 2.0**-25).float()
 
 
 def seed_from(*numbers):

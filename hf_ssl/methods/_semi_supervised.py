@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
 
 from ._backbone import build_backbone, classify, is_classifier
@@ -23,6 +24,11 @@ def build_classifier(config):
     return classifier
 
 
+def head_width(classifier):
+    """D, of the features that the head of a classifier reads."""
+    return [module for module in classifier.classifier.modules() if isinstance(module, nn.Linear)][-1].in_features
+
+
 def classify_together(classifier, labelled, *unlabelled):
     """Logits of labelled images (B, C, H, W) and of each of `unlabelled` (N, C, H, W), in one pass, whose batch statistics are
     those of all; and the features of the first unlabelled ones."""
@@ -31,9 +37,14 @@ def classify_together(classifier, labelled, *unlabelled):
     return *logits.split(sizes), features.split(sizes)[1]
 
 
-def linear_ramp(progress):
-    """A line from 0 to 1, and 1 from t = 1 on. progress: t, a scalar tensor."""
-    return progress.clamp(0, 1)
+def sigmoid_ramp(progress):
+    """exp(-5 (1 - t)^2), from 0.007 to 1, and 1 from t = 1 on. progress: t, a scalar tensor."""
+    return torch.exp(-5 * (1 - progress.clamp(0, 1)).square())
+
+
+def linear_ramp(progress, start=0.0):
+    """0 up to `start`, 1 from t = 1 on, a line between. progress: t, a scalar tensor."""
+    return ((progress - start) / (1 - start)).clamp(0, 1)
 
 
 def entropy(logits):

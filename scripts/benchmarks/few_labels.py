@@ -1,4 +1,4 @@
-"""Tables of semi-supervised methods: how many labels, how many wrong ones, MixMatch's ablations."""
+"""Tables of semi-supervised methods: how many labels, how many wrong ones, MixMatch's ablations, VAT's epsilon."""
 
 from pathlib import Path
 
@@ -34,14 +34,19 @@ def mixmatch(method):
     return {row: ("mixmatch", settings, []) for row, settings in ABLATIONS.items()}
 
 
-PARTS = {"labels": counts, "noise": noise, "mixmatch": mixmatch}
+def epsilon(method):
+    return {f"epsilon = {value}": ("vat", dict(epsilon=value), []) for value in (0.5, 1.0, 2.0, 4.0, 8.0)}
+
+
+PARTS = {"labels": counts, "noise": noise, "mixmatch": mixmatch, "epsilon": epsilon}
+METHODS = {"labels": "mixmatch", "noise": "temporal_ensembling"}  # unless another is named
 
 
 def compare(part, method, output_dir, flags):
     """flags: of the scripts, for all runs. Runs that have ended in `output_dir` are not made again."""
     check_flags(flags, OWN_FLAGS)
-    rows = {}
-    for row, (script, settings, own) in PARTS[part](method or "mixmatch").items():
+    method, rows = method or METHODS.get(part, part), {}
+    for row, (script, settings, own) in PARTS[part](method).items():
         name = "".join(letter if letter.isalnum() or letter == "." else "_" for letter in row.lower())
         folder = Path(output_dir) / part / f"{script}_{name}"
         finish(script, folder, settings, [*own, *flags])

@@ -1,0 +1,111 @@
+"""Unsupervised data augmentation: what the network tells of an image, sharpened, it is to tell of the strongly augmented one.
+
+Xie et al. 2019, https://arxiv.org/abs/1904.12848. Official code: https://github.com/google-research/uda. Training signal
+annealing keeps few labels from being learnt by heart: a labelled image counts only while the network is not yet sure of its
+label, and how sure that may be rises over the run. Deviation: batch statistics are those of all images of a step, over all
+processes.
+"""
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
+
+from ._base import SSLConfig, SSLModel, SSLOutput
+from ._distributed import gather, world_size
+from ._initialization import draw_as_torch
+from ._semi_supervised import build_classifier, classify_together, confident_cross_entropy, label_metrics
+
+ANNEALING = {  # how much of the way from 1 / K to 1 is done at t
+    "linear": lambda t: t,
+    "log": lambda t: 1 - torch.exp(-5 * t),
+    "exp": lambda t: torch.exp(5 * (t - 1)),
+}
+
+
+@strict
+class UDAConfig(SSLConfig):
+    """Defaults: the original's on CIFAR-10, with a ResNet-50.
+
+    backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
+    temperature: of the sharpening of what is told of the weakly augmented image. threshold: beta, how sure of a class the network
+    must be before that. unlabelled_weight: lambda. signal_annealing: none, linear, log (for many labels) or exp (for few).
+    """
+
+    model_type = "ssl_uda"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="resnet")}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    temperature: float = 0.4
+    threshold: float = 0.8
+    unlabelled_weight: float = 1.0
+    signal_annealing: str = "linear"
+
+    def validate_ranges(self):
+        self.check_least(unlabelled_weight=0)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, found {self.temperature}.")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold must be at least 0 and below 1, found {self.threshold}.")
+        if self.signal_annealing not in ("none", *ANNEALING):
+            raise ValueError(
+                f"signal_annealing must be one of none, {', '.join(ANNEALING)}, found '{self.signal_annealing}'."
+            )
+
+
+class UDAForPreTraining(SSLModel):
+    config: UDAConfig
+    input_modalities = ("image",)
+    learns_from_labels = True
+
+    def __init__(self, config: UDAConfig):
+        super().__init__(config)
+        self.backbone = build_classifier(config.backbone_config)
+        self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
+        self.post_init()
+
+    def forward(self, pixel_values, pixel_values_2, labelled_pixel_values, labels, **kwargs):
+        """pixel_values: (N, C, H, W), weakly augmented; pixel_values_2: the same images, strongly. labelled_pixel_values:
+        (B, C, H, W). labels: (B,). `logits`: (B, K)."""
+        logits, weak_logits, strong_logits, features = classify_together(
+            self.backbone, labelled_pixel_values, pixel_values, pixel_values_2
+        )
+        weak_logits = weak_logits.detach()
+        sharpened = (weak_logits / self.config.temperature).softmax(1)  # (N, K)
+        # its gradient is that of the divergence, whose other part, the entropy of the target, nothing learns from
+        unlabelled, confident = confident_cross_entropy(
+            strong_logits, weak_logits.softmax(1), sharpened, self.config.threshold
+        )
+        supervised = self.annealed_cross_entropy(logits, labels)
+        return SSLOutput(
+            loss=supervised + self.config.unlabelled_weight * unlabelled,
+            logits=logits,
+            features=features,
+            metrics=label_metrics(logits, labels, supervised)
+            | {"unlabelled": unlabelled.detach(), "confident": confident},
+        )
+
+    def annealed_cross_entropy(self, logits, labels):
+        """The mean over the labelled images of which the network is not yet too sure; 0 if there are none."""
+        losses = F.cross_entropy(logits, labels, reduction="none")  # (B,)
+        if self.config.signal_annealing == "none":
+            return losses.mean()
+        chance = 1 / logits.shape[1]
+        highest = chance + (1 - chance) * ANNEALING[self.config.signal_annealing](self.progress)
+        counts = (torch.exp(-losses.detach()) <= highest).float()
+        everyones = gather(counts.sum()[None]).sum().clamp(min=1)
+        return (losses * counts).sum() * world_size() / everyones
+
+    def after_step(self, progress):
+        self.progress.fill_(progress)
+
+    def _init_weights(self, module):
+        if module is self:
+            init.zeros_(self.progress)
+        else:
+            draw_as_torch(module)
+
+
+__all__ = ["UDAConfig", "UDAForPreTraining"]
