@@ -1,4 +1,4 @@
-"""Train a classifier on few labels and many images that are told alike in two views (Laine and Aila 2016).
+"""Train a classifier on few labels and many images, whose two views are to be classified alike (Laine and Aila 2016).
 
 hf-ssl pretrain pi_model                                  # 100 labels of the embedded images, minutes on a CPU
 hf-ssl pretrain pi_model --backbone resnet18 --dataset_name path/to/images --labels 250 --output_dir runs/mine

@@ -1,4 +1,4 @@
-"""Train a classifier on few labels and many images that are told as in earlier epochs (Laine and Aila 2016).
+"""Train a classifier on few labels and many images that are classified as in earlier epochs (Laine and Aila 2016).
 
 hf-ssl pretrain temporal_ensembling                                  # 100 labels of the embedded images, minutes on a CPU
 hf-ssl pretrain temporal_ensembling --backbone resnet18 --dataset_name path/to/images --labels 250 --output_dir runs/mine

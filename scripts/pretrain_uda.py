@@ -1,4 +1,4 @@
-"""Train a classifier on few labels and many images by strong augmentation of what it tells (Xie et al. 2019).
+"""Train a classifier on few labels and many images by strong augmentation and its own predictions (Xie et al. 2019).
 
 hf-ssl pretrain uda                                  # 100 labels of the embedded images, minutes on a CPU
 hf-ssl pretrain uda --backbone resnet18 --dataset_name path/to/images --labels 250 --output_dir runs/mine

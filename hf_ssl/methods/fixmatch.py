@@ -2,7 +2,7 @@
 
 Sohn et al. 2020, https://arxiv.org/abs/2001.07685. Official code: https://github.com/google-research/fixmatch. What is released
 is the moving average of the weights. Deviation: batch statistics are those of all images of a step, over all processes,
-which the original's interleaving comes close to.
+which the original's interleaving comes close to; of parts of them, as on its devices, with `batch_norm_groups`.
 """
 
 import copy

@@ -1,8 +1,8 @@
-"""Mean Teacher: an unlabelled image is to be told as a teacher tells another view of it, and the teacher is the moving
-average of the network.
+"""Mean Teacher: predictions for an unlabelled image are to agree with a teacher's for another view of it, and the teacher is
+the moving average of the network.
 
 Tarvainen and Valpola 2017, https://arxiv.org/abs/1703.01780. Official code: https://github.com/CuriousAI/mean-teacher. An
-average of weights tells better than the weights of any step, and it is there after each of them, where temporal ensembling
+average of weights predicts better than the weights of any step, and it is there after each of them, where temporal ensembling
 waits for an epoch. What is released is the teacher. Deviations: the teacher begins as the network, not with weights of its
 own; the two views that are compared are those of the unlabelled stream, in which labelled images come too; one output, where
 the original's residual networks have one for each loss.

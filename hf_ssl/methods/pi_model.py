@@ -1,4 +1,4 @@
-"""Pi-model: an image that is augmented twice, by a network that drops units twice, is to be told alike.
+"""Pi-model: an image that is augmented twice, by a network that drops units twice, is to get the same prediction.
 
 Laine and Aila 2016, https://arxiv.org/abs/1610.02242. Official code: https://github.com/smlaine2/tempens. The squared
 difference of the two predictions counts little at first, when they are wrong alike, and more and more as training goes on.

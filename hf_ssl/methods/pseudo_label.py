@@ -1,4 +1,4 @@
-"""Pseudo-label: what the network takes an unlabelled image for is its label.
+"""Pseudo-label: the class that the network predicts for an unlabelled image is its label.
 
 Lee 2013, http://deeplearning.net/wp-content/uploads/2013/03/pseudo_label_final.pdf (no official code); the threshold as in
 Oliver et al. 2018, https://arxiv.org/abs/1804.09170, whose code is

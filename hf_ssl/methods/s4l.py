@@ -58,10 +58,10 @@ class S4LForPreTraining(SSLModel):
         logits, features = classify(self.backbone, torch.cat(turned))
         logits, features = logits[: sizes[0]], features.split(sizes)
         supervised = F.cross_entropy(logits, labels.repeat(TURNS))
-        told = [self.turn_head(part).float() for part in features]  # (4 B, 4), (4 N, 4)
+        turn_logits = [self.turn_head(part).float() for part in features]  # (4 B, 4), (4 N, 4)
         turns = [torch.arange(TURNS, device=labels.device).repeat_interleave(size // TURNS) for size in sizes]
-        rotation = torch.stack([F.cross_entropy(*each) for each in zip(told, turns, strict=True)]).mean()
-        turns_right = (told[1].argmax(1) == turns[1]).float().mean()
+        rotation = torch.stack([F.cross_entropy(*each) for each in zip(turn_logits, turns, strict=True)]).mean()
+        turns_right = (turn_logits[1].argmax(1) == turns[1]).float().mean()
         return SSLOutput(
             loss=supervised + self.config.rotation_weight * rotation,
             logits=logits[: len(labels)],

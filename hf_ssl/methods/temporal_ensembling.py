@@ -1,4 +1,4 @@
-"""Temporal ensembling: an image is to be told as the network told it over all the epochs before, in a moving average.
+"""Temporal ensembling: predictions for an image are to agree with the moving average of those of earlier epochs.
 
 Laine and Aila 2016, https://arxiv.org/abs/1610.02242. Official code: https://github.com/smlaine2/tempens. The average of many
 predictions, by other weights and of other views, is better than any one of them, and costs no second pass. Deviations, as
@@ -67,7 +67,7 @@ class TemporalEnsemblingForPreTraining(SSLModel):
         self.backbone = build_classifier(config.backbone_config, config.batch_norm_groups)
         size = config.num_samples, config.backbone_config.num_labels
         self.register_buffer("ensemble", torch.empty(size))  # Z, (n, K)
-        self.register_buffer("predictions", torch.empty(size))  # z, (n, K), what was last told of each row
+        self.register_buffer("predictions", torch.empty(size))  # z, (n, K), the last predictions for each row
         self.register_buffer("epochs", torch.zeros(()))  # t, how many of them the ensemble has
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.post_init()

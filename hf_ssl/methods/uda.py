@@ -1,4 +1,4 @@
-"""Unsupervised data augmentation: what the network tells of an image, sharpened, it is to tell of the strongly augmented one.
+"""Unsupervised data augmentation: the network's prediction for an image, sharpened, is the target of the strongly augmented one.
 
 Xie et al. 2019, https://arxiv.org/abs/1904.12848. Official code: https://github.com/google-research/uda. Training signal
 annealing keeps few labels from being learnt by heart: a labelled image counts only while the network is not yet sure of its
@@ -31,9 +31,9 @@ class UDAConfig(SSLConfig):
     """Defaults: the original's on CIFAR-10, with a ResNet-50.
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
-    temperature: of the sharpening of what is told of the weakly augmented image. threshold: beta, how sure of a class the network
-    must be before that. unlabelled_weight: lambda. signal_annealing: none, linear, log (for many labels) or exp (for few).
-    batch_norm_groups: parts of a batch, each normalised by itself; 1: all together.
+    temperature: of the sharpening of the prediction for the weakly augmented image. threshold: beta, how sure of a class the
+    network must be before that. unlabelled_weight: lambda. signal_annealing: none, linear, log (for many labels) or exp (for
+    few). batch_norm_groups: parts of a batch, each normalised by itself; 1: all together.
     """
 
     model_type = "ssl_uda"

@@ -27,9 +27,10 @@ class VATConfig(SSLConfig):
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     epsilon: length of the adversarial step, of pixels as the network sees them, normalised. xi: of the step at whose end the
-    gradient is taken; in mixed precision, whose rounding is coarser, 1 gives the better direction. power_iterations: how often.
-    vat_weight: of the divergence. entropy_weight: of the unlabelled images' entropy; 0: VAT alone.
-    batch_norm_groups: parts of the batch of each pass, each normalised by itself; 1: all together.
+    gradient is taken; in mixed precision, whose rounding is coarser, 1 gives the better direction. power_iterations:
+    number of such gradients, each taken where the last one points. vat_weight: of the divergence. entropy_weight: of the
+    unlabelled images' entropy; 0: VAT alone. batch_norm_groups: parts of the batch of each pass, each normalised by itself; 1:
+    all together.
     """
 
     model_type = "ssl_vat"

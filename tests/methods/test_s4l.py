@@ -15,17 +15,17 @@ class TestS4L(FewLabelsTester):
         model, batch = self.decided_model(rotation_weight=0.7), self.batch()
         classes, turns = [], []
         for name in ("labelled_pixel_values", "pixel_values"):
-            told = []
+            losses = []
             for image_number, image in enumerate(batch[name].numpy()):
                 for turn in range(4):
                     turned = torch.from_numpy(np.rot90(image, turn, axes=(1, 2)).copy())
                     with torch.no_grad():
                         logits = model.turn_head(model.embed(turned[None])).double().numpy()
-                    told.append(cross_entropy(logits, [turn]))
+                    losses.append(cross_entropy(logits, [turn]))
                     if name == "labelled_pixel_values":
                         label = batch["labels"][image_number].item()
                         classes.append(cross_entropy(logits_of(model.backbone, turned[None]), [label]))
-            turns.append(np.mean(told))
+            turns.append(np.mean(losses))
         output = model(**batch)
         assert output.metrics["rotation"].item() == pytest.approx(np.mean(turns), rel=1e-5)
         assert output.loss.item() == pytest.approx(np.mean(classes) + 0.7 * np.mean(turns), rel=1e-5)
