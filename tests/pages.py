@@ -196,15 +196,7 @@ KEPT_SIZES = (
     "queue_size",
 )  # of which images and vocabularies have rules of their own
 # in pixels, of what a pretext task cuts out of images of SMALL_IMAGE; and clusters of few images
-TASK_SIZES = {
-    "tile_size": 8,
-    "patch_size": 8,
-    "gap": 2,
-    "jitter": 1,
-    "smallest_size": 3,
-    "num_clusters": 3,
-    "batch_norm_groups": 1,
-}
+TASK_SIZES = {"tile_size": 8, "patch_size": 8, "gap": 2, "jitter": 1, "smallest_size": 3, "num_clusters": 3}
 LARGEST_SIZE, SMALL_SIZE, SMALL_IMAGE, LAYERS, HEADS = 32, 16, 32, 1, 2
 
 

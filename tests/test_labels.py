@@ -298,15 +298,6 @@ def test_mixmatch_wants_a_label_for_each_image(pictures, tmp_path):  # noqa: F81
     ), err
 
 
-def test_groups_of_batch_norm_want_as_many_labels_each(pictures, tmp_path):  # noqa: F811
-    """Eight images and four labels on one process: 8 groups would have half a label each."""
-    overrides = ["--config_overrides", "batch_norm_groups=8"]
-    arguments = ["--dataset_name", pictures, "--output_dir", tmp_path / "run", *HALF, *overrides]
-    code, _, err = run("pretrain_pi_model.py", *arguments)
-    assert code == 1 and re.search("batch_norm_groups=8 needs .* that are multiples of 8, .*: found 4", err), err
-    assert "Traceback" not in err and not (tmp_path / "run").exists()
-
-
 def test_accuracy_is_of_classifiers_whose_classes_are_the_datas(classifier, pictures, tmp_path):  # noqa: F811
     """Classes are compared by name: in another order the accuracy is the same; an encoder is refused."""
     folder = classifier[0]

@@ -110,8 +110,6 @@ def pretrain_with_labels(model_class, presets, description, view):
     model = build_model(model_class, config, args)
     checked(lambda: model.check_images(size, size))
     checked(lambda: model.check_labels(args.unlabelled_per_label))
-    labelled_size = args.per_device_train_batch_size // args.unlabelled_per_label
-    checked(lambda: model.check_batch(labelled_size, process_state().num_processes))
     log_network(model, args, size, presets, first_size(rows, decoder.column))
     begin = copy.deepcopy(model.backbone.state_dict())
     labelled = ImageDecoder(labels.column, channels, one_view(args, size, processor))

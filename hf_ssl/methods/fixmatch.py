@@ -15,7 +15,6 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ._backbone import native_copy, pooled
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._batch_norm import check_groups
 from ._initialization import draw_as_torch
 from ._momentum import begin_as, copy_buffers, momentum_update
 from ._semi_supervised import build_classifier, classify_together, confident_cross_entropy, label_metrics
@@ -27,7 +26,7 @@ class FixMatchConfig(SSLConfig):
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     threshold: tau, how sure of a class the network must be. unlabelled_weight: lambda_u. momentum: of the average that is
-    released. batch_norm_groups: parts of a batch, each normalised by itself; 1: all together.
+    released.
     """
 
     model_type = "ssl_fixmatch"
@@ -37,10 +36,9 @@ class FixMatchConfig(SSLConfig):
     threshold: float = 0.95
     unlabelled_weight: float = 1.0
     momentum: float = 0.999
-    batch_norm_groups: int = 1
 
     def validate_ranges(self):
-        self.check_least(unlabelled_weight=0, batch_norm_groups=1)
+        self.check_least(unlabelled_weight=0)
         for name in ("threshold", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, found {getattr(self, name)}.")
@@ -53,7 +51,7 @@ class FixMatchForPreTraining(SSLModel):
 
     def __init__(self, config: FixMatchConfig):
         super().__init__(config)
-        self.backbone = build_classifier(config.backbone_config, config.batch_norm_groups)
+        self.backbone = build_classifier(config.backbone_config)
         self.average = copy.deepcopy(self.backbone).requires_grad_(False)
         self.post_init()
 
@@ -73,9 +71,6 @@ class FixMatchForPreTraining(SSLModel):
             metrics=label_metrics(logits, labels, supervised)
             | {"unlabelled": unlabelled.detach(), "confident": confident},
         )
-
-    def check_batch(self, size, processes):
-        check_groups(self.config.batch_norm_groups, size, processes)
 
     def after_step(self, progress):
         momentum_update(self.average, self.backbone, self.config.momentum)

@@ -19,7 +19,6 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ._backbone import classify, native_copy, pooled
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._batch_norm import check_groups
 from ._initialization import draw_as_torch
 from ._momentum import begin_as, momentum_update
 from ._semi_supervised import (
@@ -38,8 +37,7 @@ class MeanTeacherConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     consistency_weight: at the end of the ramp, of the squared difference, a mean over classes. ramp_end: the part of the
     run in which it rises. momentum: of the teacher during the ramp, final_momentum after it; at step s it is 1 - 1 / (s + 1) if
-    that is smaller, so that the first weights are soon forgotten. batch_norm_groups: parts of
-    a batch, each normalised by itself, the teacher's too; 1: all together.
+    that is smaller, so that the first weights are soon forgotten.
     """
 
     model_type = "ssl_mean_teacher"
@@ -50,10 +48,9 @@ class MeanTeacherConfig(SSLConfig):
     ramp_end: float = 0.267
     momentum: float = 0.99
     final_momentum: float = 0.999
-    batch_norm_groups: int = 1
 
     def validate_ranges(self):
-        self.check_least(consistency_weight=0, batch_norm_groups=1)
+        self.check_least(consistency_weight=0)
         if not 0 < self.ramp_end <= 1:
             raise ValueError(f"ramp_end must be above 0 and at most 1, found {self.ramp_end}.")
         for name in ("momentum", "final_momentum"):
@@ -68,7 +65,7 @@ class MeanTeacherForPreTraining(SSLModel):
 
     def __init__(self, config: MeanTeacherConfig):
         super().__init__(config)
-        self.backbone = build_classifier(config.backbone_config, config.batch_norm_groups)
+        self.backbone = build_classifier(config.backbone_config)
         self.teacher = copy.deepcopy(self.backbone).requires_grad_(False)
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -92,9 +89,6 @@ class MeanTeacherForPreTraining(SSLModel):
     def weight(self):
         """w(t) of the squared difference."""
         return self.config.consistency_weight * sigmoid_ramp(self.progress / self.config.ramp_end)
-
-    def check_batch(self, size, processes):
-        check_groups(self.config.batch_norm_groups, size, processes)
 
     def after_step(self, progress):
         self.progress.fill_(progress)

@@ -15,7 +15,6 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._batch_norm import check_groups
 from ._initialization import draw_as_torch
 from ._semi_supervised import (
     build_classifier,
@@ -32,7 +31,6 @@ class PiModelConfig(SSLConfig):
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     consistency_weight: w at the end of the ramp. ramp_end: the part of the run in which it rises, 80 of 300 epochs.
-    batch_norm_groups: parts of a batch, each normalised by itself; 1: all together.
     """
 
     model_type = "ssl_pi_model"
@@ -41,10 +39,9 @@ class PiModelConfig(SSLConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     consistency_weight: float = 100.0
     ramp_end: float = 0.267
-    batch_norm_groups: int = 1
 
     def validate_ranges(self):
-        self.check_least(consistency_weight=0, batch_norm_groups=1)
+        self.check_least(consistency_weight=0)
         if not 0 < self.ramp_end <= 1:
             raise ValueError(f"ramp_end must be above 0 and at most 1, found {self.ramp_end}.")
 
@@ -56,7 +53,7 @@ class PiModelForPreTraining(SSLModel):
 
     def __init__(self, config: PiModelConfig):
         super().__init__(config)
-        self.backbone = build_classifier(config.backbone_config, config.batch_norm_groups)
+        self.backbone = build_classifier(config.backbone_config)
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.post_init()
 
@@ -79,9 +76,6 @@ class PiModelForPreTraining(SSLModel):
         """w(t); 0 before the first step, as in the original's first epoch."""
         ramp = sigmoid_ramp(self.progress / self.config.ramp_end)
         return self.config.consistency_weight * torch.where(self.progress > 0, ramp, 0)
-
-    def check_batch(self, size, processes):
-        check_groups(self.config.batch_norm_groups, size, processes)
 
     def after_step(self, progress):
         self.progress.fill_(progress)

@@ -14,7 +14,6 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._batch_norm import check_groups
 from ._initialization import draw_as_torch
 from ._semi_supervised import (
     build_classifier,
@@ -33,7 +32,7 @@ class PseudoLabelConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     unlabelled_weight: alpha at the end of the ramp. ramp_start, ramp_end: the parts of the run between which it rises.
     threshold: only images that the network is at least so sure of count; 0: all, as in Lee. 0.95 in Oliver et al., whose weight
-    is 1, risen after 0.4 of the run. batch_norm_groups: parts of a batch, each normalised by itself; 1: all together.
+    is 1, risen after 0.4 of the run.
     """
 
     model_type = "ssl_pseudo_label"
@@ -44,10 +43,9 @@ class PseudoLabelConfig(SSLConfig):
     ramp_start: float = 0.033
     ramp_end: float = 0.2
     threshold: float = 0.0
-    batch_norm_groups: int = 1
 
     def validate_ranges(self):
-        self.check_least(unlabelled_weight=0, batch_norm_groups=1)
+        self.check_least(unlabelled_weight=0)
         if not 0 <= self.ramp_start < self.ramp_end <= 1:
             raise ValueError(
                 f"ramp_start must be at least 0, smaller than ramp_end, and that at most 1: found {self.ramp_start} and "
@@ -64,7 +62,7 @@ class PseudoLabelForPreTraining(SSLModel):
 
     def __init__(self, config: PseudoLabelConfig):
         super().__init__(config)
-        self.backbone = build_classifier(config.backbone_config, config.batch_norm_groups)
+        self.backbone = build_classifier(config.backbone_config)
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.post_init()
 
@@ -86,9 +84,6 @@ class PseudoLabelForPreTraining(SSLModel):
         """alpha(t): 0, then a line, then `unlabelled_weight`."""
         start, end = self.config.ramp_start, self.config.ramp_end
         return self.config.unlabelled_weight * linear_ramp(self.progress / end, start / end)
-
-    def check_batch(self, size, processes):
-        check_groups(self.config.batch_norm_groups, size, processes)
 
     def after_step(self, progress):
         self.progress.fill_(progress)

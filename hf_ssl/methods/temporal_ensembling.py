@@ -16,7 +16,6 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._batch_norm import check_groups
 from ._initialization import draw_as_torch
 from ._memory import write_rows
 from ._semi_supervised import (
@@ -35,7 +34,7 @@ class TemporalEnsemblingConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     num_samples: n, rows of the data; set by the command line. consistency_weight: w at the end of the ramp. ramp_end: the part
     of the run in which it rises, 80 of 300 epochs. ensemble_momentum: alpha, what the ensemble of a row keeps of itself each
-    epoch. batch_norm_groups: parts of a batch, each normalised by itself; 1: all together.
+    epoch.
     """
 
     model_type = "ssl_temporal_ensembling"
@@ -46,10 +45,9 @@ class TemporalEnsemblingConfig(SSLConfig):
     consistency_weight: float = 30.0
     ramp_end: float = 0.267
     ensemble_momentum: float = 0.6
-    batch_norm_groups: int = 1
 
     def validate_ranges(self):
-        self.check_least(num_samples=0, consistency_weight=0, batch_norm_groups=1)
+        self.check_least(num_samples=0, consistency_weight=0)
         if not 0 < self.ramp_end <= 1:
             raise ValueError(f"ramp_end must be above 0 and at most 1, found {self.ramp_end}.")
         if not 0 <= self.ensemble_momentum < 1:
@@ -64,7 +62,7 @@ class TemporalEnsemblingForPreTraining(SSLModel):
 
     def __init__(self, config: TemporalEnsemblingConfig):
         super().__init__(config)
-        self.backbone = build_classifier(config.backbone_config, config.batch_norm_groups)
+        self.backbone = build_classifier(config.backbone_config)
         size = config.num_samples, config.backbone_config.num_labels
         self.register_buffer("ensemble", torch.empty(size))  # Z, (n, K)
         self.register_buffer("predictions", torch.empty(size))  # z, (n, K), the last predictions for each row
@@ -104,9 +102,6 @@ class TemporalEnsemblingForPreTraining(SSLModel):
         if epoch > 0:
             self.ensemble.lerp_(self.predictions, 1 - self.config.ensemble_momentum)
             self.epochs += 1
-
-    def check_batch(self, size, processes):
-        check_groups(self.config.batch_norm_groups, size, processes)
 
     def after_step(self, progress):
         self.progress.fill_(progress)

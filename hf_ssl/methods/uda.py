@@ -14,7 +14,6 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._batch_norm import check_groups
 from ._distributed import gather, world_size
 from ._initialization import draw_as_torch
 from ._semi_supervised import build_classifier, classify_together, confident_cross_entropy, label_metrics
@@ -33,7 +32,7 @@ class UDAConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     temperature: of the sharpening of the prediction for the weakly augmented image. threshold: beta, how sure of a class the
     network must be before that. unlabelled_weight: lambda. signal_annealing: none, linear, log (for many labels) or exp (for
-    few). batch_norm_groups: parts of a batch, each normalised by itself; 1: all together.
+    few).
     """
 
     model_type = "ssl_uda"
@@ -44,10 +43,9 @@ class UDAConfig(SSLConfig):
     threshold: float = 0.8
     unlabelled_weight: float = 1.0
     signal_annealing: str = "linear"
-    batch_norm_groups: int = 1
 
     def validate_ranges(self):
-        self.check_least(unlabelled_weight=0, batch_norm_groups=1)
+        self.check_least(unlabelled_weight=0)
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, found {self.temperature}.")
         if not 0 <= self.threshold < 1:
@@ -65,7 +63,7 @@ class UDAForPreTraining(SSLModel):
 
     def __init__(self, config: UDAConfig):
         super().__init__(config)
-        self.backbone = build_classifier(config.backbone_config, config.batch_norm_groups)
+        self.backbone = build_classifier(config.backbone_config)
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.post_init()
 
@@ -100,9 +98,6 @@ class UDAForPreTraining(SSLModel):
         counts = (torch.exp(-losses.detach()) <= highest).float()
         everyones = gather(counts.sum()[None]).sum().clamp(min=1)
         return (losses * counts).sum() * world_size() / everyones
-
-    def check_batch(self, size, processes):
-        check_groups(self.config.batch_norm_groups, size, processes)
 
     def after_step(self, progress):
         self.progress.fill_(progress)

@@ -15,7 +15,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ._backbone import classify
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._batch_norm import check_groups, fixed_running_statistics
+from ._batch_norm import fixed_running_statistics
 from ._initialization import draw_as_torch
 from ._random import VAT_STREAM, fold_in, normal
 from ._semi_supervised import build_classifier, entropy, label_metrics
@@ -29,8 +29,7 @@ class VATConfig(SSLConfig):
     epsilon: length of the adversarial step, of pixels as the network sees them, normalised. xi: of the step at whose end the
     gradient is taken; in mixed precision, whose rounding is coarser, 1 gives the better direction. power_iterations:
     number of such gradients, each taken where the last one points. vat_weight: of the divergence. entropy_weight: of the
-    unlabelled images' entropy; 0: VAT alone. batch_norm_groups: parts of the batch of each pass, each normalised by itself; 1:
-    all together.
+    unlabelled images' entropy; 0: VAT alone.
     """
 
     model_type = "ssl_vat"
@@ -42,10 +41,9 @@ class VATConfig(SSLConfig):
     power_iterations: int = 1
     vat_weight: float = 1.0
     entropy_weight: float = 1.0
-    batch_norm_groups: int = 1
 
     def validate_ranges(self):
-        self.check_least(power_iterations=1, vat_weight=0, entropy_weight=0, batch_norm_groups=1)
+        self.check_least(power_iterations=1, vat_weight=0, entropy_weight=0)
         for name in ("epsilon", "xi"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}.")
@@ -58,7 +56,7 @@ class VATForPreTraining(SSLModel):
 
     def __init__(self, config: VATConfig):
         super().__init__(config)
-        self.backbone = build_classifier(config.backbone_config, config.batch_norm_groups)
+        self.backbone = build_classifier(config.backbone_config)
         self.post_init()
 
     def forward(self, pixel_values, labelled_pixel_values, labels, sample_seeds=None, noise=None, **kwargs):
@@ -99,9 +97,6 @@ class VATForPreTraining(SSLModel):
             return torch.randn_like(pixel_values)
         numbers = normal(fold_in(sample_seeds, VAT_STREAM), pixel_values[0].numel())
         return numbers.view_as(pixel_values).to(pixel_values.dtype)
-
-    def check_batch(self, size, processes):
-        check_groups(self.config.batch_norm_groups, size, processes)
 
     def _init_weights(self, module):
         draw_as_torch(module)

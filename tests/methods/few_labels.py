@@ -1,7 +1,6 @@
 """What the tests of semi-supervised methods share: images of four classes, some with labels, and formulas in NumPy."""
 
 import math
-from functools import partial
 
 import numpy as np
 import torch
@@ -56,11 +55,6 @@ class FewLabelsTester(MethodTester):
     def released_network(self, model):
         return model.get_submodule(next(iter(self.teachers), "backbone"))
 
-    def test_two_processes_equal_one_in_groups(self):
-        """Each holds two of the four groups that batch norm makes of the batch, and computes layers twice."""
-        if hasattr(self.model_class.config_class, "batch_norm_groups"):
-            self.test_two_processes_equal_one(checkpointing=True, build=partial(in_groups, type(self)))
-
     def test_what_is_released_is_a_classifier(self, tmp_path):
         """Of the averaged weights where there are any, with the names of the classes."""
         model = train_two_steps(self, self.model().train()).eval()
@@ -105,12 +99,6 @@ class FewLabelsTester(MethodTester):
         loss.backward()
         assert loss.dtype == torch.float32
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-
-
-def in_groups(tester_class, groups=4):
-    tester = tester_class()
-    tester.config = tester.config | dict(batch_norm_groups=groups)
-    return tester
 
 
 def class_waves(classes, generator):

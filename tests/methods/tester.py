@@ -144,12 +144,10 @@ class MethodTester:
             else:
                 assert torch.equal(now, parameter), name
 
-    def test_two_processes_equal_one(self, checkpointing=False, build=None):
-        """Contract C2: losses, gradients, weights and buffers of 2 processes x B are those of 1 process x 2 B. build: of a
-        tester, by default of this class, that can be pickled."""
-        build = build or type(self)
-        losses, values = two_steps(build, 1)
-        for losses_2, values_2 in on_pair(two_steps, build, 2, checkpointing):
+    def test_two_processes_equal_one(self, checkpointing=False):
+        """Contract C2: losses, gradients, weights and buffers of 2 processes x B are those of 1 process x 2 B."""
+        losses, values = two_steps(type(self), 1)
+        for losses_2, values_2 in on_pair(two_steps, type(self), 2, checkpointing):
             assert losses_2 == pytest.approx(losses, rel=self.tolerance)
             for name, value in values.items():
                 assert np.abs(values_2[name] - value).max() <= self.tolerance * np.abs(value).max() + self.floor, name
