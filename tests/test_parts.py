@@ -1,6 +1,5 @@
 """The parts that methods are made of."""
 
-import copy
 import itertools
 
 import numpy as np
@@ -27,19 +26,13 @@ from hf_ssl.methods._backbone import (
     pooled,
 )
 from hf_ssl.methods._base import SSLConfig, SSLModel, SSLOutput
-from hf_ssl.methods._batch_norm import GlobalBatchNorm, check_groups, fixed_running_statistics
+from hf_ssl.methods._batch_norm import GlobalBatchNorm, fixed_running_statistics
 from hf_ssl.methods._dcgan import DownConvolutions, UpConvolutions
 from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
 from hf_ssl.methods._momentum import momentum_update
-from hf_ssl.methods._semi_supervised import (
-    build_classifier,
-    classify_together,
-    confident_cross_entropy,
-    linear_ramp,
-    sigmoid_ramp,
-)
+from hf_ssl.methods._semi_supervised import build_classifier, confident_cross_entropy, linear_ramp, sigmoid_ramp
 from hf_ssl.methods._sobel import Sobel, SSLSobelConfig, SSLSobelModel
 
 
@@ -83,19 +76,18 @@ class TestBase:
 def on_each_process():
     """What the parts that span processes compute of a batch of 8, of which each process holds a part."""
     values = {f"sum: {name}": value for name, value in summed().items()} | {"bank": written()}
-    for affine, groups in ((False, 1), (True, 1), (True, 4)):
+    for affine in (False, True):
         for x in (WAVES, WAVES[:, :, 0, 0]):
-            found = normalized(x, affine, groups).items()
-            norm = f"norm, affine={affine}, groups={groups}, {x.ndim} axes"
-            values |= {f"{norm}: {name}": value for name, value in found}
+            found = normalized(x, affine).items()
+            values |= {f"norm, affine={affine}, {x.ndim} axes: {name}": value for name, value in found}
     return {name: value.numpy() for name, value in values.items()}
 
 
 WAVES = torch.arange(8 * 3 * 4 * 4.0, dtype=torch.float64).mul(0.7).sin().add(0.3).view(8, 3, 4, 4)
 
 
-def normalized(x, affine, groups):
-    norm = GlobalBatchNorm(3, groups=groups, affine=affine).double()
+def normalized(x, affine):
+    norm = GlobalBatchNorm(3, affine=affine).double()
     x = own_part(x).clone().requires_grad_()
     for _ in range(2):  # the running statistics move twice
         y = norm(x)
@@ -141,94 +133,13 @@ class TestOverProcesses:
     def test_global_batch_norm_alone_is_torch_s(self, alone):
         plain, x = nn.BatchNorm2d(3, affine=False).double(), WAVES.clone().requires_grad_()
         plain(x), plain(x).pow(3).sum().backward()
-        np.testing.assert_allclose(alone["norm, affine=False, groups=1, 4 axes: of x"], x.grad)
+        np.testing.assert_allclose(alone["norm, affine=False, 4 axes: of x"], x.grad)
 
     def test_the_last_of_equal_rows_is_written(self, alone):
         expected = np.zeros((9, 2), np.float32)
         for place, row in ((5, 2), (2, 4), (0, 6), (7, 7)):
             expected[place] = 2 * row, 2 * row + 1
         np.testing.assert_array_equal(alone["bank"], expected)
-
-
-class TestGroupsOfBatchNorm:
-    def test_values_gradients_and_statistics_equal_a_loop_over_groups(self):
-        norm, plain = GlobalBatchNorm(3, groups=4).double(), nn.BatchNorm2d(3).double()
-        for parameter, other in zip(norm.parameters(), plain.parameters(), strict=True):
-            parameter.data = other.data = torch.tensor([0.7, -1.2, 2.0], dtype=torch.float64)
-        x, y = WAVES.clone().requires_grad_(), WAVES.clone().requires_grad_()
-        moved = []
-        for group in y.split(2):
-            each = copy.deepcopy(plain)
-            each(group)
-            moved.append(each)
-        expected = torch.cat([plain(group) for group in y.split(2)])
-        found = norm(x)
-        torch.testing.assert_close(found, expected)
-        found.pow(3).sum().backward(), expected.pow(3).sum().backward()
-        torch.testing.assert_close(x.grad, y.grad)
-        torch.testing.assert_close(norm.weight.grad, plain.weight.grad)
-        torch.testing.assert_close(norm.bias.grad, plain.bias.grad)
-        for name in ("running_mean", "running_var"):
-            mean = torch.stack([getattr(each, name) for each in moved]).mean(0)
-            torch.testing.assert_close(getattr(norm, name), mean)
-        assert norm.num_batches_tracked == 1
-
-    def test_they_rest_where_all_statistics_do(self):
-        norm = GlobalBatchNorm(3, groups=4).double()
-        before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-        with fixed_running_statistics(norm):
-            fixed = norm(WAVES)
-        assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
-        assert torch.equal(fixed, norm(WAVES))
-        norm.eval()
-        torch.testing.assert_close(norm(WAVES[:3]), norm(WAVES)[:3])  # 3 is no multiple of 4
-
-    def test_each_group_of_a_classifier_is_a_small_batch_of_all_kinds(self):
-        """Logits, features, gradients and running statistics equal those of a pass for each group by a network that has none."""
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(**TINY_RESNET | dict(num_labels=4))
-        network, plain = build_classifier(config, 2).double(), build_classifier(config).double()
-        plain.load_state_dict(network.state_dict())
-        labelled, weak, strong = (torch.randn(size, 3, 16, 16, dtype=torch.float64) for size in (4, 6, 6))
-        outputs = classify_together(network, labelled, weak, strong)
-        halves, buffers = [], []
-        for half in range(2):
-            each = copy.deepcopy(plain)
-            parts = [images.chunk(2)[half] for images in (labelled, weak, strong)]
-            logits, features = classify(each, torch.cat(parts))
-            halves.append((*logits.split([2, 3, 3]), features[2:5]))
-            buffers.append(dict(each.named_buffers()))
-            sum(part.square().sum() for part in halves[-1]).backward()
-            for one, other in zip(plain.parameters(), each.parameters(), strict=True):
-                one.grad = other.grad if one.grad is None else one.grad + other.grad
-        for found, expected in zip(outputs, zip(*halves, strict=True), strict=True):
-            torch.testing.assert_close(found, torch.cat(expected))
-        sum(part.square().sum() for part in outputs).backward()
-        for (name, one), other in zip(network.named_parameters(), plain.parameters(), strict=True):
-            torch.testing.assert_close(one.grad, other.grad, msg=lambda text, name=name: f"{name}: {text}")
-        for name, buffer in network.named_buffers():
-            if "running" in name:
-                torch.testing.assert_close(buffer, (buffers[0][name] + buffers[1][name]) / 2)
-
-    def test_batches_that_make_no_equal_groups_are_refused(self):
-        check_groups(1, 7, 2), check_groups(4, 6, 2)
-        with pytest.raises(
-            ValueError, match="batch_norm_groups must be a multiple of the number of processes, 2, .*: found 3"
-        ):
-            check_groups(3, 6, 2)
-        with pytest.raises(ValueError, match="batch_norm_groups=4 needs .* that are multiples of 2, .*: found 7"):
-            check_groups(4, 7, 2)
-        network = build_classifier(AutoConfig.for_model(**TINY_RESNET), 2)
-        images = torch.randn(5, 3, 16, 16)
-        with pytest.raises(ValueError, match="multiples of 2, .*: found 5"):
-            classify_together(network, images[:4], images)
-        with pytest.raises(ValueError, match="multiples of 2, .*: found 5"):
-            network(images)
-        assert len(classify_together(network.eval(), images[:3], images)[1]) == 5
-        with pytest.raises(
-            ValueError, match="batch_norm_groups=2 needs batch norm, which .* 'vit' lacks: set it to 1"
-        ):
-            build_classifier(AutoConfig.for_model(**TINY_VIT), 2)
 
 
 class TestFixedRunningStatistics:

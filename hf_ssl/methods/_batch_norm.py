@@ -42,29 +42,19 @@ class SplitBatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        normalized, statistics = _normalize_groups(x, self.group_size, self)
+        groups = x.split(self.group_size)
+        statistics = torch.zeros(2, len(groups), self.num_features, dtype=self.running_mean.dtype, device=x.device)
+        normalized = [
+            F.batch_norm(group, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+            for group, mean, variance in zip(groups, *statistics, strict=True)
+        ]
         if _is_first_pass():
-            _move_statistics(self, *statistics)
-        return normalized
-
-
-def _normalize_groups(x, size, norm):
-    """(x with each `size` consecutive samples normalised by themselves; their mean and variance, (2, C), averaged over these
-    groups)."""
-    groups = x.split(size)
-    statistics = torch.zeros(2, len(groups), norm.num_features, dtype=norm.running_mean.dtype, device=x.device)
-    normalized = [
-        F.batch_norm(group, mean, variance, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
-        for group, mean, variance in zip(groups, *statistics, strict=True)
-    ]
-    return torch.cat(normalized) if len(groups) > 1 else normalized[0], statistics.mean(1)
-
-
-@torch.no_grad()
-def _move_statistics(norm, mean, variance):
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance, norm.momentum)
-    norm.num_batches_tracked += 1
+            with torch.no_grad():
+                mean, variance = statistics.mean(1)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance, self.momentum)
+                self.num_batches_tracked += 1
+        return torch.cat(normalized) if len(groups) > 1 else normalized[0]
 
 
 @contextmanager
@@ -81,25 +71,14 @@ def fixed_running_statistics(network):
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Statistics over the samples of all processes, which must hold equally many. torch's own needs GPUs.
-
-    groups: the samples of all processes, in their order, are normalised in so many parts, each by its own statistics, which
-    are as noisy as those of small batches; running statistics move once a forward pass, to the mean over the groups. Each process
-    must hold whole groups (`check_groups`), so that they are the same samples on any number of processes.
-    """
+    """Statistics over the samples of all processes, which must hold equally many. torch's own needs GPUs."""
 
     moves_statistics = True  # see `fixed_running_statistics`
-
-    def __init__(self, num_features, eps=1e-5, momentum=0.1, groups=1, **settings):
-        super().__init__(num_features, eps, momentum, **settings)
-        self.groups = groups
 
     def _check_input_dim(self, x):
         pass  # (N, C) as well as (N, C, H, W)
 
     def forward(self, x):
-        if self.training and self.groups > 1:
-            return self.normalize_in_groups(x)
         if self.training and world_size() > 1:
             return _NormalizeGlobally.apply(x, self.weight, self.bias, self)
         if self.training and not (self.moves_statistics and _is_first_pass()):
@@ -107,28 +86,6 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             copies = self.running_mean.clone(), self.running_var.clone()
             return F.batch_norm(x, *copies, self.weight, self.bias, training=True, eps=self.eps)
         return super().forward(x)
-
-    def normalize_in_groups(self, x):
-        check_groups(self.groups, len(x), world_size())
-        normalized, statistics = _normalize_groups(x, len(x) * world_size() // self.groups, self)
-        if self.moves_statistics and _is_first_pass():
-            _move_statistics(self, *gather(statistics[None]).mean(0))
-        return normalized
-
-
-def check_groups(groups, size, processes):
-    """Raise ValueError, in one sentence, unless each of the processes, with `size` samples of a kind, holds whole groups with
-    equally many of them. groups: `batch_norm_groups`, over all processes."""
-    if groups > 1 and groups % processes:
-        raise ValueError(
-            f"batch_norm_groups must be a multiple of the number of processes, {processes}, each of which holds whole groups: "
-            f"found {groups}."
-        )
-    if groups > 1 and size % (groups // processes):
-        raise ValueError(
-            f"batch_norm_groups={groups} needs numbers of labelled and of unlabelled images in the batch of a process that are "
-            f"multiples of {groups // processes}, as many in each group: found {size}."
-        )
 
 
 class _NormalizeGlobally(torch.autograd.Function):
@@ -143,7 +100,9 @@ class _NormalizeGlobally(torch.autograd.Function):
         variance = variances.mean(0) + (means - mean).square().mean(0)  # within the processes, and between them
         count = world_size() * x.numel() // x.shape[1]
         if norm.moves_statistics and _is_first_pass():
-            _move_statistics(norm, mean, variance * count / (count - 1))
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+            norm.num_batches_tracked += 1
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.count, ctx.eps, ctx.has_weight, ctx.has_bias = count, norm.eps, weight is not None, bias is not None
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)

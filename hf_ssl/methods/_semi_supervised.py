@@ -1,24 +1,17 @@
 """What semi-supervised methods share: labelled and unlabelled images in one pass, how their weights rise, and what they log."""
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
 
 from ._backbone import build_backbone, classify, is_classifier
-from ._batch_norm import GlobalBatchNorm, check_groups, replace_batch_norm
-from ._distributed import world_size
+from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 
 
-def build_classifier(config, batch_norm_groups=1):
+def build_classifier(config):
     """A new image classifier of transformers of `config.num_labels` classes. Raises ValueError if transformers has none of this
-    kind.
-
-    batch_norm_groups: the batch of all processes is normalised in so many parts, each by its own statistics, in the place of the
-    originals' devices. `check_groups` says which batches that asks for.
-    """
+    kind."""
     found = f"backbone_config of model_type '{config.model_type}'"
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise ValueError(f"{found} has no image classifier in transformers: choose another image encoder.")
@@ -27,9 +20,7 @@ def build_classifier(config, batch_norm_groups=1):
         raise ValueError(
             f"{found} gives a classifier without a head called `classifier`: choose another image encoder."
         )
-    has_batch_norm = replace_batch_norm(classifier, partial(GlobalBatchNorm, groups=batch_norm_groups))
-    if batch_norm_groups > 1 and not has_batch_norm:
-        raise ValueError(f"batch_norm_groups={batch_norm_groups} needs batch norm, which {found} lacks: set it to 1.")
+    replace_batch_norm(classifier, GlobalBatchNorm)
     return classifier
 
 
@@ -40,24 +31,10 @@ def head_width(classifier):
 
 def classify_together(classifier, labelled, *unlabelled):
     """Logits of labelled images (B, C, H, W) and of each of `unlabelled` (N, C, H, W), in one pass, whose batch statistics are
-    those of all; and the features of the first unlabelled ones. With several groups of batch norm each has the same share of
-    every kind of images, and all views of its unlabelled ones."""
-    kinds, groups = (labelled, *unlabelled), count_groups(classifier)
-    for images in kinds:
-        check_groups(groups, len(images), world_size())
-    # a group is consecutive images: first come those of the first group, a part of each kind, then those of the second ...
-    by_group = zip(*(images.chunk(max(1, groups // world_size())) for images in kinds), strict=True)
-    parts = [part for group in by_group for part in group]
-    sizes = [len(part) for part in parts]
-    logits, features = (x.split(sizes) for x in classify(classifier, torch.cat(parts)))
-    by_kind = [torch.cat(logits[kind :: len(kinds)]) for kind in range(len(kinds))]
-    return *by_kind, torch.cat(features[1 :: len(kinds)])
-
-
-def count_groups(classifier):
-    """In how many parts batch norm splits the batch of all processes: in evaluation, and where there is none, in 1."""
-    norms = (module for module in classifier.modules() if isinstance(module, GlobalBatchNorm) and module.training)
-    return next((norm.groups for norm in norms), 1)
+    those of all; and the features of the first unlabelled ones."""
+    sizes = [len(images) for images in (labelled, *unlabelled)]
+    logits, features = classify(classifier, torch.cat([labelled, *unlabelled]))
+    return *logits.split(sizes), features.split(sizes)[1]
 
 
 def sigmoid_ramp(progress):
