@@ -4,9 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
+from transformers import initialization as init
 
 from ._backbone import build_backbone, classify, is_classifier
-from ._batch_norm import GlobalBatchNorm, replace_batch_norm
+from ._batch_norm import GlobalBatchNorm, fixed_running_statistics, replace_batch_norm
+from ._distributed import gather
+from ._initialization import draw_as_torch
 
 
 def build_classifier(config):
@@ -29,12 +32,53 @@ def head_width(classifier):
     return [module for module in classifier.classifier.modules() if isinstance(module, nn.Linear)][-1].in_features
 
 
-def classify_together(classifier, labelled, *unlabelled):
-    """Logits of labelled images (B, C, H, W) and of each of `unlabelled` (N, C, H, W), in one pass, whose batch statistics are
-    those of all; and the features of the first unlabelled ones."""
+def classify_all(classifier, labelled, *unlabelled, separate=False):
+    """Logits of labelled images (B, C, H, W) and of each of `unlabelled` (N, C, H, W), and the features of the first unlabelled
+    ones. One pass, whose batch statistics are those of all; with `separate` a pass each, with statistics of its own, of which
+    those of the first unlabelled images move the running ones: they are many, and the least augmented."""
+    if separate:
+        with fixed_running_statistics(classifier):
+            logits, *others = (classify(classifier, images)[0] for images in (labelled, *unlabelled[1:]))
+        first, features = classify(classifier, unlabelled[0])
+        return logits, first, *others, features
     sizes = [len(images) for images in (labelled, *unlabelled)]
     logits, features = classify(classifier, torch.cat([labelled, *unlabelled]))
     return *logits.split(sizes), features.split(sizes)[1]
+
+
+class DistributionAlignment(nn.Module):
+    """Guesses whose classes become as frequent as those of the labels, so that a network which takes one class for another does
+    not teach itself to do so more and more.
+
+    Berthelot et al. 2020 (ReMixMatch), https://arxiv.org/abs/1911.09785, section 3.1; FixMatch's section 2.5 has it too.
+    Frequencies are moving averages of all processes' batches, where the original has means of the last 128.
+    """
+
+    MOMENTUM = 0.99
+
+    def __init__(self, classes):
+        super().__init__()
+        self.register_buffer("frequencies", torch.full((2, classes), 1 / classes))  # of labels, of guesses
+
+    @torch.no_grad()
+    def forward(self, p, labels):
+        """p: guesses (N, K). labels: (B,), of this step. Returns the aligned guesses, (N, K)."""
+        if self.training:
+            of_labels = F.one_hot(labels, p.shape[1]).float().mean(0)
+            now = gather(torch.stack([of_labels, p.float().mean(0)])[None]).mean(0)  # over processes
+            self.frequencies.lerp_(now.to(self.frequencies), 1 - self.MOMENTUM)
+        of_labels, of_guesses = self.frequencies + 1e-6
+        aligned = p * (of_labels / of_guesses).to(p.dtype)
+        return aligned / aligned.sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def draw_with_alignment(module):
+    """For `_init_weights`: as torch draws layers; all classes equally frequent."""
+    if isinstance(module, DistributionAlignment):
+        init.constant_(module.frequencies, 1 / module.frequencies.shape[1])
+    else:
+        draw_as_torch(module)
 
 
 def sigmoid_ramp(progress):

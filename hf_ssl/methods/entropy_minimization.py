@@ -15,7 +15,7 @@ from transformers.configuration_utils import SubConfigSpec
 from ._backbone import classify
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._initialization import draw_as_torch
-from ._semi_supervised import build_classifier, classify_together, entropy, label_metrics
+from ._semi_supervised import build_classifier, classify_all, entropy, label_metrics
 
 
 @strict
@@ -53,7 +53,7 @@ class EntropyMinimizationForPreTraining(SSLModel):
             logits, features = classify(self.backbone, labelled_pixel_values)
             loss = F.cross_entropy(logits, labels)
             return SSLOutput(loss, logits, features, metrics=label_metrics(logits, labels, loss))
-        logits, unlabelled_logits, features = classify_together(self.backbone, labelled_pixel_values, pixel_values)
+        logits, unlabelled_logits, features = classify_all(self.backbone, labelled_pixel_values, pixel_values)
         supervised, uncertainty = F.cross_entropy(logits, labels), entropy(unlabelled_logits)
         return SSLOutput(
             loss=supervised + self.config.entropy_weight * uncertainty,

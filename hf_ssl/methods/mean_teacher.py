@@ -23,7 +23,7 @@ from ._initialization import draw_as_torch
 from ._momentum import begin_as, momentum_update
 from ._semi_supervised import (
     build_classifier,
-    classify_together,
+    classify_all,
     label_metrics,
     mean_squared_difference,
     sigmoid_ramp,
@@ -37,7 +37,8 @@ class MeanTeacherConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     consistency_weight: at the end of the ramp, of the squared difference, a mean over classes. ramp_end: the part of the
     run in which it rises. momentum: of the teacher during the ramp, final_momentum after it; at step s it is 1 - 1 / (s + 1) if
-    that is smaller, so that the first weights are soon forgotten.
+    that is smaller, so that the first weights are soon forgotten. separate_statistics: let the student too normalise unlabelled
+    images by batch statistics of their own, not of labelled ones beside them.
     """
 
     model_type = "ssl_mean_teacher"
@@ -48,6 +49,7 @@ class MeanTeacherConfig(SSLConfig):
     ramp_end: float = 0.267
     momentum: float = 0.99
     final_momentum: float = 0.999
+    separate_statistics: bool = False
 
     def validate_ranges(self):
         self.check_least(consistency_weight=0)
@@ -74,7 +76,9 @@ class MeanTeacherForPreTraining(SSLModel):
     def forward(self, pixel_values, pixel_values_2, labelled_pixel_values, labels, **kwargs):
         """pixel_values, pixel_values_2: (N, C, H, W), two views of each image; where one is augmented more, it is the second,
         which the student sees. labelled_pixel_values: (B, C, H, W). labels: (B,). `logits`: (B, K)."""
-        logits, student_logits, features = classify_together(self.backbone, labelled_pixel_values, pixel_values_2)
+        logits, student_logits, features = classify_all(
+            self.backbone, labelled_pixel_values, pixel_values_2, separate=self.config.separate_statistics
+        )
         with torch.no_grad():  # in training mode too: the teacher has batch statistics of its own
             teacher_logits, _ = classify(self.teacher, pixel_values)
         supervised = F.cross_entropy(logits, labels)

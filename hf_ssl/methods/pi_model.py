@@ -18,7 +18,7 @@ from ._base import SSLConfig, SSLModel, SSLOutput
 from ._initialization import draw_as_torch
 from ._semi_supervised import (
     build_classifier,
-    classify_together,
+    classify_all,
     label_metrics,
     mean_squared_difference,
     sigmoid_ramp,
@@ -31,6 +31,7 @@ class PiModelConfig(SSLConfig):
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     consistency_weight: w at the end of the ramp. ramp_end: the part of the run in which it rises, 80 of 300 epochs.
+    separate_statistics: normalise labelled images and each view of the others by batch statistics of their own.
     """
 
     model_type = "ssl_pi_model"
@@ -39,6 +40,7 @@ class PiModelConfig(SSLConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     consistency_weight: float = 100.0
     ramp_end: float = 0.267
+    separate_statistics: bool = False
 
     def validate_ranges(self):
         self.check_least(consistency_weight=0)
@@ -60,9 +62,8 @@ class PiModelForPreTraining(SSLModel):
     def forward(self, pixel_values, pixel_values_2, labelled_pixel_values, labels, **kwargs):
         """pixel_values, pixel_values_2: (N, C, H, W), two views of each image. labelled_pixel_values: (B, C, H, W). labels: (B,).
         `logits`: (B, K)."""
-        logits, one, other, features = classify_together(
-            self.backbone, labelled_pixel_values, pixel_values, pixel_values_2
-        )
+        images = labelled_pixel_values, pixel_values, pixel_values_2
+        logits, one, other, features = classify_all(self.backbone, *images, separate=self.config.separate_statistics)
         supervised = F.cross_entropy(logits, labels)
         difference = mean_squared_difference(one.softmax(1), other.softmax(1))  # both with gradient
         return SSLOutput(

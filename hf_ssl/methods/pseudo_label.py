@@ -3,7 +3,8 @@
 Lee 2013, http://deeplearning.net/wp-content/uploads/2013/03/pseudo_label_final.pdf (no official code); the threshold as in
 Oliver et al. 2018, https://arxiv.org/abs/1804.09170, whose code is
 https://github.com/brain-research/realistic-ssl-evaluation. The network's own mistakes are taught to it too, so the weight
-rises from 0, when it knows little. Deviation: batch statistics are those of labelled and unlabelled images together.
+rises from 0, when it knows little. Deviation: batch statistics are those of labelled and unlabelled images together, or of
+each.
 """
 
 import torch
@@ -14,11 +15,12 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._initialization import draw_as_torch
 from ._semi_supervised import (
+    DistributionAlignment,
     build_classifier,
-    classify_together,
+    classify_all,
     confident_cross_entropy,
+    draw_with_alignment,
     label_metrics,
     linear_ramp,
 )
@@ -32,7 +34,8 @@ class PseudoLabelConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     unlabelled_weight: alpha at the end of the ramp. ramp_start, ramp_end: the parts of the run between which it rises.
     threshold: only images that the network is at least so sure of count; 0: all, as in Lee. 0.95 in Oliver et al., whose weight
-    is 1, risen after 0.4 of the run.
+    is 1, risen after 0.4 of the run. align_classes: first make the predictions' classes as frequent as the labels', as ReMixMatch
+    does. separate_statistics: normalise labelled and unlabelled images by batch statistics of their own.
     """
 
     model_type = "ssl_pseudo_label"
@@ -43,6 +46,8 @@ class PseudoLabelConfig(SSLConfig):
     ramp_start: float = 0.033
     ramp_end: float = 0.2
     threshold: float = 0.0
+    align_classes: bool = False
+    separate_statistics: bool = False
 
     def validate_ranges(self):
         self.check_least(unlabelled_weight=0)
@@ -63,13 +68,18 @@ class PseudoLabelForPreTraining(SSLModel):
     def __init__(self, config: PseudoLabelConfig):
         super().__init__(config)
         self.backbone = build_classifier(config.backbone_config)
+        self.alignment = DistributionAlignment(config.backbone_config.num_labels) if config.align_classes else None
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.post_init()
 
     def forward(self, pixel_values, labelled_pixel_values, labels, **kwargs):
         """pixel_values: (N, C, H, W). labelled_pixel_values: (B, C, H, W). labels: (B,). `logits`: (B, K)."""
-        logits, unlabelled_logits, features = classify_together(self.backbone, labelled_pixel_values, pixel_values)
+        logits, unlabelled_logits, features = classify_all(
+            self.backbone, labelled_pixel_values, pixel_values, separate=self.config.separate_statistics
+        )
         p = unlabelled_logits.detach().softmax(1)  # (N, K), no gradient: the label is a fact
+        if self.alignment is not None:
+            p = self.alignment(p, labels)
         supervised = F.cross_entropy(logits, labels)
         unlabelled, confident = confident_cross_entropy(unlabelled_logits, p, p.argmax(1), self.config.threshold)
         return SSLOutput(
@@ -92,7 +102,7 @@ class PseudoLabelForPreTraining(SSLModel):
         if module is self:
             init.zeros_(self.progress)
         else:
-            draw_as_torch(module)
+            draw_with_alignment(module)
 
 
 __all__ = ["PseudoLabelConfig", "PseudoLabelForPreTraining"]

@@ -20,7 +20,7 @@ from ._initialization import draw_as_torch
 from ._memory import write_rows
 from ._semi_supervised import (
     build_classifier,
-    classify_together,
+    classify_all,
     label_metrics,
     mean_squared_difference,
     sigmoid_ramp,
@@ -34,7 +34,7 @@ class TemporalEnsemblingConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     num_samples: n, rows of the data; set by the command line. consistency_weight: w at the end of the ramp. ramp_end: the part
     of the run in which it rises, 80 of 300 epochs. ensemble_momentum: alpha, what the ensemble of a row keeps of itself each
-    epoch.
+    epoch. separate_statistics: normalise labelled and unlabelled images by batch statistics of their own.
     """
 
     model_type = "ssl_temporal_ensembling"
@@ -45,6 +45,7 @@ class TemporalEnsemblingConfig(SSLConfig):
     consistency_weight: float = 30.0
     ramp_end: float = 0.267
     ensemble_momentum: float = 0.6
+    separate_statistics: bool = False
 
     def validate_ranges(self):
         self.check_least(num_samples=0, consistency_weight=0)
@@ -73,7 +74,9 @@ class TemporalEnsemblingForPreTraining(SSLModel):
     def forward(self, pixel_values, labelled_pixel_values, labels, sample_indices, **kwargs):
         """pixel_values: (N, C, H, W). sample_indices: (N,), their rows. labelled_pixel_values: (B, C, H, W). labels: (B,).
         `logits`: (B, K)."""
-        logits, unlabelled_logits, features = classify_together(self.backbone, labelled_pixel_values, pixel_values)
+        logits, unlabelled_logits, features = classify_all(
+            self.backbone, labelled_pixel_values, pixel_values, separate=self.config.separate_statistics
+        )
         p = unlabelled_logits.softmax(1)  # (N, K)
         supervised = F.cross_entropy(logits, labels)
         difference = mean_squared_difference(p, self.targets(sample_indices))

@@ -2,8 +2,8 @@
 
 Xie et al. 2019, https://arxiv.org/abs/1904.12848. Official code: https://github.com/google-research/uda. Training signal
 annealing keeps few labels from being learnt by heart: a labelled image counts only while the network is not yet sure of its
-label, and how sure that may be rises over the run. Deviation: batch statistics are those of all images of a step, over all
-processes.
+label, and how sure that may be rises over the run. Deviation: batch statistics are those of all processes; of all images of a
+step, or of each kind of images.
 """
 
 import torch
@@ -15,8 +15,14 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._distributed import gather, world_size
-from ._initialization import draw_as_torch
-from ._semi_supervised import build_classifier, classify_together, confident_cross_entropy, label_metrics
+from ._semi_supervised import (
+    DistributionAlignment,
+    build_classifier,
+    classify_all,
+    confident_cross_entropy,
+    draw_with_alignment,
+    label_metrics,
+)
 
 ANNEALING = {  # how much of the way from 1 / K to 1 is done at t
     "linear": lambda t: t,
@@ -32,7 +38,8 @@ class UDAConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     temperature: of the sharpening of the prediction for the weakly augmented image. threshold: beta, how sure of a class the
     network must be before that. unlabelled_weight: lambda. signal_annealing: none, linear, log (for many labels) or exp (for
-    few).
+    few). align_classes: first make the predictions' classes as frequent as the labels', as ReMixMatch does.
+    separate_statistics: normalise labelled, weakly and strongly augmented images each by batch statistics of their own.
     """
 
     model_type = "ssl_uda"
@@ -43,6 +50,8 @@ class UDAConfig(SSLConfig):
     threshold: float = 0.8
     unlabelled_weight: float = 1.0
     signal_annealing: str = "linear"
+    align_classes: bool = False
+    separate_statistics: bool = False
 
     def validate_ranges(self):
         self.check_least(unlabelled_weight=0)
@@ -64,21 +73,23 @@ class UDAForPreTraining(SSLModel):
     def __init__(self, config: UDAConfig):
         super().__init__(config)
         self.backbone = build_classifier(config.backbone_config)
+        self.alignment = DistributionAlignment(config.backbone_config.num_labels) if config.align_classes else None
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.post_init()
 
     def forward(self, pixel_values, pixel_values_2, labelled_pixel_values, labels, **kwargs):
         """pixel_values: (N, C, H, W), weakly augmented; pixel_values_2: the same images, strongly. labelled_pixel_values:
         (B, C, H, W). labels: (B,). `logits`: (B, K)."""
-        logits, weak_logits, strong_logits, features = classify_together(
-            self.backbone, labelled_pixel_values, pixel_values, pixel_values_2
+        images = labelled_pixel_values, pixel_values, pixel_values_2
+        logits, weak_logits, strong_logits, features = classify_all(
+            self.backbone, *images, separate=self.config.separate_statistics
         )
-        weak_logits = weak_logits.detach()
-        sharpened = (weak_logits / self.config.temperature).softmax(1)  # (N, K)
+        p = weak_logits.detach().softmax(1)  # (N, K)
+        if self.alignment is not None:
+            p = self.alignment(p, labels)
+        sharpened = (p.log() / self.config.temperature).softmax(1)
         # its gradient is that of the divergence, whose other part, the entropy of the target, nothing learns from
-        unlabelled, confident = confident_cross_entropy(
-            strong_logits, weak_logits.softmax(1), sharpened, self.config.threshold
-        )
+        unlabelled, confident = confident_cross_entropy(strong_logits, p, sharpened, self.config.threshold)
         supervised = self.annealed_cross_entropy(logits, labels)
         return SSLOutput(
             loss=supervised + self.config.unlabelled_weight * unlabelled,
@@ -106,7 +117,7 @@ class UDAForPreTraining(SSLModel):
         if module is self:
             init.zeros_(self.progress)
         else:
-            draw_as_torch(module)
+            draw_with_alignment(module)
 
 
 __all__ = ["UDAConfig", "UDAForPreTraining"]
