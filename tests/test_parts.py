@@ -32,7 +32,13 @@ from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
 from hf_ssl.methods._momentum import momentum_update
-from hf_ssl.methods._semi_supervised import build_classifier, confident_cross_entropy, linear_ramp, sigmoid_ramp
+from hf_ssl.methods._semi_supervised import (
+    build_classifier,
+    classify_all,
+    confident_cross_entropy,
+    linear_ramp,
+    sigmoid_ramp,
+)
 from hf_ssl.methods._sobel import Sobel, SSLSobelConfig, SSLSobelModel
 
 
@@ -218,6 +224,18 @@ class TestClassifiers:
             assert torch.equal(one.resnet.state_dict()[name], tensor) == (name != stem), name
         load_parts(one, other)
         assert torch.equal(one.classifier[1].weight, other.classifier[1].weight)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_classifying_all_gives_each_kind_its_logits(separate):
+    """In eval mode the same either way; the features are those of the first unlabelled images."""
+    torch.manual_seed(0)
+    classifier = build_classifier(AutoConfig.for_model(**TINY_RESNET, num_labels=5)).eval()
+    kinds = [torch.randn(count, 3, 16, 16) for count in (2, 3, 3)]
+    *logits, features = classify_all(classifier, *kinds, separate=separate)
+    for own, images in zip(logits, kinds, strict=True):
+        torch.testing.assert_close(own, classifier(images).logits)
+    torch.testing.assert_close(features, pooled(classifier, kinds[1]))
 
 
 def test_ramps_equal_their_formulas():

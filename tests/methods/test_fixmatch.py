@@ -19,9 +19,10 @@ from hf_ssl import FixMatchConfig, FixMatchForPreTraining
 
 class TestFixMatch(FewLabelsTester):
     model_class = FixMatchForPreTraining
+    # an untrained network is sure of the threshold at times; in eval mode neither of the others changes anything
     config = dict(
-        backbone_config=CLASSIFIER, threshold=0.3, momentum=0.9
-    )  # of which an untrained network is sure at times
+        backbone_config=CLASSIFIER, threshold=0.3, momentum=0.9, align_classes=True, separate_statistics=True
+    )
     teachers = {"average": "backbone"}
     noise = 0.1, 0.6
 
@@ -53,17 +54,39 @@ class TestFixMatch(FewLabelsTester):
             gradients(model(**batch).loss, model), gradients(supervised + (losses * counts).mean(), model)
         )
         views = [batch.pop(name).requires_grad_() for name in ("pixel_values", "pixel_values_2")]
-        weak, strong = torch.autograd.grad(model(*views, **batch).loss, views)
-        assert (weak == 0).all() and torch.equal(strong.abs().amax((1, 2, 3)) > 0, counts > 0)
+        weak, strong = torch.autograd.grad(model(*views, **batch).loss, views, allow_unused=True)
+        assert weak is None and torch.equal(strong.abs().amax((1, 2, 3)) > 0, counts > 0)
 
     def test_all_images_share_batch_statistics(self):
+        """Unless `separate_statistics`."""
         model, batch = self.model().train(), self.batch()
+        model.config.separate_statistics = False
         together = [batch[name] for name in ("labelled_pixel_values", "pixel_values", "pixel_values_2")]
         alone = model.export_encoder().train()
         logits = alone(torch.cat(together)).logits[:8]
         output = model(**batch)
         torch.testing.assert_close(output.logits, logits)
         for name, value in statistics(alone).items():
+            torch.testing.assert_close(model.backbone.get_buffer(name), value)
+
+    def test_each_kind_of_images_has_batch_statistics_of_its_own(self):
+        """With `separate_statistics`; the running ones are of the weakly augmented images, and guesses of the first step are
+        aligned by its own frequencies."""
+        model, batch = self.model().train(), self.batch()
+        names = ("labelled_pixel_values", "pixel_values_2", "pixel_values")
+        networks = [model.export_encoder().train() for _ in names]
+        logits, strong, weak = (
+            network(batch[name]).logits.detach() for network, name in zip(networks, names, strict=True)
+        )
+        p = weak.softmax(1)
+        frequencies = 0.99 * 0.25 + 0.01 * torch.stack([torch.bincount(batch["labels"], minlength=4) / 8, p.mean(0)])
+        p = p * (frequencies[0] + 1e-6) / (frequencies[1] + 1e-6)
+        p = p / p.sum(1, keepdim=True)
+        losses = F.cross_entropy(strong, p.argmax(1), reduction="none") * (p.amax(1) >= 0.3)
+        output = model(**batch)
+        assert (losses > 0).any()
+        torch.testing.assert_close(output.loss, F.cross_entropy(logits, batch["labels"]) + losses.mean())
+        for name, value in statistics(networks[2]).items():
             torch.testing.assert_close(model.backbone.get_buffer(name), value)
 
     def test_the_average_equals_a_slow_loop(self):
