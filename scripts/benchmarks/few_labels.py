@@ -1,4 +1,4 @@
-"""Tables of semi-supervised methods: how many labels, how many wrong ones, MixMatch's ablations, VAT's epsilon."""
+"""Tables of semi-supervised methods: how many labels, how many wrong ones, what MixMatch and FixMatch need, VAT's epsilon."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from .runs import check_flags, finish, print_table, read_results
 OWN_FLAGS = ("--config_overrides", "--output_dir", "--labels", "--label_fraction", "--label_noise")
 TITLES = {"the labels alone": "labels_alone", "with unlabelled images": "pretrained", "all labels": "all_labels"}
 ABLATIONS = {  # table 4 of https://arxiv.org/abs/1905.02249
-    "MixMatch": {},
+    "MixMatch": dict(align_classes=True),  # ReMixMatch's part of the default recipe
     "one guess (K = 1)": dict(guesses=1),
     "no sharpening (T = 1)": dict(temperature=1.0),
     "no average of weights": dict(momentum=0.0),
@@ -15,6 +15,13 @@ ABLATIONS = {  # table 4 of https://arxiv.org/abs/1905.02249
     "MixUp of labelled images alone": dict(mixed="labelled"),
     "MixUp of unlabelled images alone": dict(mixed="unlabelled"),
     "MixUp within both": dict(mixed="separate"),
+    "guesses not aligned": dict(align_classes=False),
+}
+NEEDS = {
+    "FixMatch": dict(align_classes=True, separate_statistics=True),
+    "guesses not aligned": dict(align_classes=False, separate_statistics=True),
+    "statistics of all images": dict(align_classes=True, separate_statistics=False),
+    "neither": dict(align_classes=False, separate_statistics=False),
 }
 
 
@@ -34,11 +41,15 @@ def mixmatch(method):
     return {row: ("mixmatch", settings, []) for row, settings in ABLATIONS.items()}
 
 
+def fixmatch(method):
+    return {row: ("fixmatch", settings, []) for row, settings in NEEDS.items()}
+
+
 def epsilon(method):
     return {f"epsilon = {value}": ("vat", dict(epsilon=value), []) for value in (0.5, 1.0, 2.0, 4.0, 8.0)}
 
 
-PARTS = {"labels": counts, "noise": noise, "mixmatch": mixmatch, "epsilon": epsilon}
+PARTS = {"labels": counts, "noise": noise, "mixmatch": mixmatch, "fixmatch": fixmatch, "epsilon": epsilon}
 METHODS = {"labels": "mixmatch", "noise": "temporal_ensembling"}  # unless another is named
 
 
