@@ -14,7 +14,7 @@ PAPER = dict(
     output_dir="outputs/fixmatch", views="weak_and_strong", optim="sgd", learning_rate=0.017, weight_decay=5e-4,
     per_device_train_batch_size=448, unlabelled_per_label=7, max_steps=2**20, eval_protocols="accuracy",
 )  # fmt: skip
-# aligned classes and separate statistics by accuracy on other training images, which half the width, or twice the steps, left alike
+# aligned classes and separate statistics by accuracy on other training images; half the width, or twice the steps, gave as much
 MINUTES = PAPER | dict(
     image_size=28, optim="adamw", learning_rate=6e-3, weight_decay=0.02, per_device_train_batch_size=48,
     unlabelled_per_label=3, max_steps=1000, cpu_threads=1, dataloader_num_workers=1,
