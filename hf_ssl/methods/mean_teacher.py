@@ -19,11 +19,12 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ._backbone import classify, native_copy, pooled
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._initialization import draw_as_torch
 from ._momentum import begin_as, momentum_update
 from ._semi_supervised import (
+    DistributionAlignment,
     build_classifier,
     classify_all,
+    draw_with_alignment,
     label_metrics,
     mean_squared_difference,
     sigmoid_ramp,
@@ -37,7 +38,8 @@ class MeanTeacherConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     consistency_weight: at the end of the ramp, of the squared difference, a mean over classes. ramp_end: the part of the
     run in which it rises. momentum: of the teacher during the ramp, final_momentum after it; at step s it is 1 - 1 / (s + 1) if
-    that is smaller, so that the first weights are soon forgotten. separate_statistics: let the student too normalise unlabelled
+    that is smaller, so that the first weights are soon forgotten. align_classes: make the classes of the teacher's
+    predictions as frequent as the labels', as ReMixMatch does. separate_statistics: let the student too normalise unlabelled
     images by batch statistics of their own, not of labelled ones beside them.
     """
 
@@ -49,6 +51,7 @@ class MeanTeacherConfig(SSLConfig):
     ramp_end: float = 0.267
     momentum: float = 0.99
     final_momentum: float = 0.999
+    align_classes: bool = False
     separate_statistics: bool = False
 
     def validate_ranges(self):
@@ -69,6 +72,7 @@ class MeanTeacherForPreTraining(SSLModel):
         super().__init__(config)
         self.backbone = build_classifier(config.backbone_config)
         self.teacher = copy.deepcopy(self.backbone).requires_grad_(False)
+        self.alignment = DistributionAlignment(config.backbone_config.num_labels) if config.align_classes else None
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.post_init()
@@ -81,8 +85,11 @@ class MeanTeacherForPreTraining(SSLModel):
         )
         with torch.no_grad():  # in training mode too: the teacher has batch statistics of its own
             teacher_logits, _ = classify(self.teacher, pixel_values)
+        targets = teacher_logits.softmax(1)  # (N, K)
+        if self.alignment is not None:
+            targets = self.alignment(targets, labels)
         supervised = F.cross_entropy(logits, labels)
-        difference = mean_squared_difference(student_logits.softmax(1), teacher_logits.softmax(1))
+        difference = mean_squared_difference(student_logits.softmax(1), targets)
         return SSLOutput(
             loss=supervised + self.weight() * difference,
             logits=logits,
@@ -117,7 +124,7 @@ class MeanTeacherForPreTraining(SSLModel):
             init.zeros_(self.steps)
             begin_as(self.teacher, self.backbone)
         else:
-            draw_as_torch(module)
+            draw_with_alignment(module)
 
 
 __all__ = ["MeanTeacherConfig", "MeanTeacherForPreTraining"]
