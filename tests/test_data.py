@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import tarfile
 from collections import Counter
 
@@ -14,7 +15,7 @@ from test_views import VIEW, two_views
 
 from hf_ssl.data import DataError, ImageDecoder, TrainLoader, decode_image, image_processor, image_rows, load_split
 from hf_ssl.data.loader import Unfit
-from hf_ssl.methods._random import fold_in, seed_from, uniform
+from hf_ssl.methods._random import fold_in, normal, seed_from, uniform
 
 
 class WithIds(ImageDecoder):
@@ -180,6 +181,20 @@ def test_random_numbers_are_uniform_and_independent():
     # SplitMix64's published first outputs for seed 1234567
     bits = [int(fold_in(torch.tensor(1234567), i)) % 2**64 for i in range(3)]
     assert bits == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_normal_numbers_belong_to_their_seed(monkeypatch):
+    draws = normal(torch.arange(50_000), 3)
+    assert draws.dtype == torch.float32
+    for limit in (-2.0, -0.5, 0.0, 1.0):
+        expected = 0.5 * (1 + math.erf(limit / math.sqrt(2)))
+        assert ((draws < limit).float().mean(0) - expected).abs().max() < 0.01
+    assert (torch.corrcoef(draws.T) - torch.eye(3)).abs().max() < 0.02
+    assert torch.equal(normal(torch.arange(8), 3)[2:5], normal(torch.arange(2, 5), 3))
+    # of the least and the largest number that `uniform` can give
+    monkeypatch.setattr("hf_ssl.methods._random.uniform", lambda *_: torch.tensor([[0.0, 1 - 2.0**-24]]))
+    ends = normal(torch.zeros(1, dtype=torch.long), 2)[0]
+    assert ends.isfinite().all() and ends[0] == -ends[1] and ends[1] > 5
 
 
 def picture(mode, size=(20, 12)):

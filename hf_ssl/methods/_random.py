@@ -34,6 +34,8 @@ MIXUP_STREAM = 35  # mixmatch: how much of each of two images
 MIXUP_PARTNER_STREAM = 36  # mixmatch: which two images
 COLOUR_PLACE_STREAM = 40  # colorization: the places of an image whose colours are told
 HOLE_STREAM = 41  # context encoder: where an image's holes lie
+CORRUPTION_STREAM = 42  # autoencoder: the noise
+LATENT_STREAM = 43  # bigan: what images are made of
 CROP_STREAM = 101  # views: the box
 FLIP_STREAM = 102  # views: whether it is mirrored
 JITTER_STREAM = 103  # views: colour factors and their order
@@ -71,6 +73,12 @@ def uniform(seeds, count):
     """`count` numbers in [0, 1) for each of N seeds: (N,) int64 to (N, count) float32, in steps of 2^-24."""
     bits = fold_in(seeds[:, None], torch.arange(count, device=seeds.device))  # (N, count)
     return _shift_right(bits, 40).float() * 2.0**-24
+
+
+def normal(seeds, count):
+    """`count` numbers of the standard normal distribution for each of N seeds: (N,) int64 to (N, count) float32."""
+    # in float64, where neither 0 nor 1 comes out, of which the values would be infinite
+    return torch.special.ndtri(uniform(seeds, count).double() + 2.0**-25).float()
 
 
 def seed_from(*numbers):
