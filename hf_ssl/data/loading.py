@@ -283,10 +283,8 @@ for _name in (csv.__name__, json.__name__):  # they log the error that they rais
 
 def _find(dataset_name, sample, config_name):
     """What to load: LocalFiles, or what `datasets.load_dataset` finds by itself."""
-    if dataset_name is None:
-        return str(SAMPLES / sample)
-    if is_embedded(dataset_name):
-        return str(SAMPLES / dataset_name.removeprefix(EMBEDDED))
+    if dataset_name is None or is_embedded(dataset_name):
+        return str(SAMPLES / str(dataset_name or sample).removeprefix(EMBEDDED))
     if not str(dataset_name).strip():
         raise DataError("dataset_name is empty: expected a Hub id, a folder or a glob of files.")
     path = Path(os.path.expanduser(dataset_name))
