@@ -1,9 +1,11 @@
-"""The maps of all stages of a convolutional encoder, read at places of the image: hypercolumns (Hariharan et al. 2015,
-https://arxiv.org/abs/1411.5752). Colorization and split-brain autoencoders.
+"""The maps of a convolutional encoder: of all stages, read at places of the image, hypercolumns (Hariharan et al. 2015,
+https://arxiv.org/abs/1411.5752), and the last one. Colorization, split-brain autoencoders, context encoder.
 
 Where a map is read between its cells it is interpolated by products of matrices, whose gradients are the same in each run;
 those of torch's `interpolate` and `grid_sample` are not, on GPUs.
 """
+
+import copy
 
 import torch
 from torch import nn
@@ -27,17 +29,26 @@ def stage_widths(config):
     return [each.shape[1] for each in hidden]
 
 
-def freeze_beside_maps(network):
-    """Let parameters wait for no gradient that no map depends on, such as of a norm behind the pooling."""
-    with torch.device("meta"):
-        twin = AutoModel.from_config(network.config)
-        pixels = torch.zeros(2, network.config.num_channels, 224, 224)
-        last = twin(pixels, output_hidden_states=True).hidden_states[-1]
-        parameters = dict(twin.named_parameters())
-        gradients = torch.autograd.grad(last.sum(), parameters.values(), allow_unused=True)
-    for name, gradient in zip(parameters, gradients, strict=True):
+def freeze_beside_map(network, size=224):
+    """The (C, h, w) of the network's last_hidden_state for images of `size`. Parameters on which it does not depend, such as of a
+    norm behind the pooling, wait for no gradient any more. Raises ValueError if it is no map."""
+    config = network.config
+    with torch.device("meta"), torch.enable_grad():  # shapes only
+        twin = AutoModel.from_config(copy.deepcopy(config)).eval()
+        try:
+            last = twin(torch.zeros(1, config.num_channels, size, size)).last_hidden_state
+        except ValueError as error:
+            raise ValueError(f"backbone_config does not fit image_size={size}: {error}") from error
+        if last.ndim != 4:
+            raise ValueError(
+                f"backbone_config of model_type '{config.model_type}' gives no map: choose a network with stages, such as resnet."
+            )
+        names, weights = zip(*twin.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(last.sum(), weights, allow_unused=True)
+    for name, gradient in zip(names, gradients, strict=True):
         if gradient is None:
             network.get_parameter(name).requires_grad_(False)
+    return last.shape[1:]
 
 
 class StageHead(nn.Module):

@@ -34,7 +34,7 @@ from ._colour_spaces import LUMA, hsv_to_rgb, lab_to_rgb, rgb_to_grey, rgb_to_hs
 from ._distributed import gather
 from ._initialization import draw_as_torch
 from ._random import COLOUR_PLACE_STREAM, fold_in, uniform
-from ._stages import StageHead, freeze_beside_maps, pixel_places, read_grid, stage_widths
+from ._stages import StageHead, freeze_beside_map, pixel_places, read_grid, stage_widths
 
 COLOURLESS = 5.0  # an image of which no a or b is farther from 0 teaches nothing (NonGrayMaskLayer)
 HISTOGRAM_BINS = 32  # of hue, and of chroma
@@ -102,7 +102,7 @@ class ColorizationForPreTraining(SSLModel):
             raise ValueError(f"stages must be at most {len(widths)}, the maps of the backbone, found {config.stages}.")
         self.backbone = build_backbone(config.backbone_config)
         replace_batch_norm(self.backbone, GlobalBatchNorm)
-        freeze_beside_maps(self.backbone)
+        freeze_beside_map(self.backbone)
         bins = gamut_bins()
         outputs = len(bins) if config.head == "zhang" else 2 * HISTOGRAM_BINS
         self.head = StageHead(widths[-config.stages :], config.head_hidden_size, outputs)

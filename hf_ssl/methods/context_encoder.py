@@ -10,14 +10,13 @@ fill in its place, in the code all that the decoder gives; `overlap` weights a b
 the code all that is seen has that weight; both players step at once; batch statistics are those of all processes.
 """
 
-import copy
 import math
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
@@ -28,6 +27,7 @@ from ._dcgan import DownConvolutions, UpConvolutions, draw_as_dcgan
 from ._detached import with_detached_weights
 from ._holes import BLOCKS, CELLS, high_frequencies, mean_over, random_blocks, random_regions
 from ._random import HOLE_STREAM, fold_in, uniform
+from ._stages import freeze_beside_map
 
 HOLES = ("centre", "blocks", "region")
 BORDER_WEIGHT = 10.0  # of the errors in the border around a hole
@@ -76,10 +76,8 @@ class ContextEncoderForPreTraining(SSLModel):
         super().__init__(config)
         check_backbone(config.backbone_config)
         size = config.image_size or 224
-        (width, height, across), unused = last_map(config.backbone_config, size)
         self.backbone = build_backbone(config.backbone_config)
-        for name in unused:  # such as a norm of the pooled output
-            self.backbone.get_parameter(name).requires_grad_(False)
+        width, height, across = freeze_beside_map(self.backbone, size)
         replace_batch_norm(self.backbone, GlobalBatchNorm)
         self.channelwise = ChannelwiseLinear(width, height * across)
         output = size // 2 if config.hole == "centre" else size
@@ -230,24 +228,6 @@ class ChannelwiseLinear(nn.Module):
     def forward(self, x):
         connected = torch.einsum("ncp,cpq->ncq", x.flatten(2), self.weight) + self.bias
         return connected.view_as(x).relu()
-
-
-def last_map(config, size):
-    """((C, h, w) of the last_hidden_state of a backbone of this config for images of `size`, names of the weights that it does
-    not depend on). Raises ValueError if it is no map."""
-    with torch.device("meta"), torch.enable_grad():  # shapes only
-        network = AutoModel.from_config(copy.deepcopy(config)).eval()
-        try:
-            output = network(torch.zeros(1, config.num_channels, size, size)).last_hidden_state
-        except ValueError as error:
-            raise ValueError(f"backbone_config does not fit image_size={size}: {error}") from error
-        if output.ndim != 4:
-            raise ValueError(
-                f"backbone_config of model_type '{config.model_type}' gives no map: choose a network with stages, such as resnet."
-            )
-        names, weights = zip(*network.named_parameters(), strict=True)
-        used = torch.autograd.grad(output.sum(), weights, allow_unused=True)
-    return output.shape[1:], [name for name, gradient in zip(names, used, strict=True) if gradient is None]
 
 
 __all__ = ["ContextEncoderConfig", "ContextEncoderForPreTraining"]

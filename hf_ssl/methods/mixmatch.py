@@ -23,7 +23,13 @@ from ._distributed import gather, own_part
 from ._initialization import draw_as_torch
 from ._momentum import begin_as, copy_buffers, momentum_update
 from ._random import MIXUP_PARTNER_STREAM, MIXUP_STREAM, fold_in, uniform
-from ._semi_supervised import build_classifier, label_metrics, linear_ramp, mean_squared_difference
+from ._semi_supervised import (
+    DistributionAlignment,
+    build_classifier,
+    label_metrics,
+    linear_ramp,
+    mean_squared_difference,
+)
 
 MIXED = ("all", "separate", "labelled", "unlabelled", "none")
 ATTEMPTS = 32  # to draw from a Beta distribution: of alpha = 1 half of them fail, of less fewer
@@ -37,7 +43,8 @@ class MixMatchConfig(SSLConfig):
     guesses: K, views whose predictions are averaged, 1 or 2. temperature: T, of the sharpening; 1: none. alpha: of the Beta
     distribution of MixUp, at most 1. unlabelled_weight: lambda_U after the ramp. ramp_end: the part of the run in which it
     rises. mixed: "all" images with all; the paper's ablations "separate" (labelled with labelled, unlabelled with unlabelled),
-    "labelled" or "unlabelled" ones alone, "none". momentum: of the average that is released.
+    "labelled" or "unlabelled" ones alone, "none". align_classes: before the sharpening, make the guesses' classes as frequent as
+    the labels', as in ReMixMatch. momentum: of the average that is released.
     """
 
     model_type = "ssl_mixmatch"
@@ -50,6 +57,7 @@ class MixMatchConfig(SSLConfig):
     unlabelled_weight: float = 75.0
     ramp_end: float = 1 / 64
     mixed: str = "all"
+    align_classes: bool = False
     momentum: float = 0.999
 
     def validate_ranges(self):
@@ -77,6 +85,7 @@ class MixMatchForPreTraining(SSLModel):
         super().__init__(config)
         self.backbone = build_classifier(config.backbone_config)
         self.average = copy.deepcopy(self.backbone).requires_grad_(False)
+        self.alignment = DistributionAlignment(self.backbone.num_labels) if config.align_classes else None
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.post_init()
 
@@ -94,7 +103,7 @@ class MixMatchForPreTraining(SSLModel):
         mixing = self.draw_mixing(seeds) if mixing is None else mixing
         order = self.draw_order(seeds) if order is None else order
 
-        guess, features = self.guess(views)
+        guess, features = self.guess(views, labels)
         certain = F.one_hot(labels, guess.shape[1]).to(guess.dtype)
         images = torch.stack([labelled_pixel_values, *views])  # (V, N, C, H, W)
         targets = torch.stack([certain, *[guess] * len(views)])  # (V, N, K)
@@ -116,11 +125,14 @@ class MixMatchForPreTraining(SSLModel):
         return self.config.unlabelled_weight * linear_ramp(self.progress / self.config.ramp_end)
 
     @torch.no_grad()
-    def guess(self, views):
-        """(the sharpened mean of what the network predicts for the views, (N, K); the features of the first one, (N, D))."""
+    def guess(self, views, labels):
+        """(the sharpened mean of what the network predicts for the views, (N, K); the features of the first one, (N, D)). labels:
+        those of the step, (N,)."""
         with fixed_running_statistics(self.backbone):
             outputs = [classify(self.backbone, view) for view in views]
         mean = torch.stack([logits.softmax(1) for logits, _ in outputs]).mean(0)
+        if self.alignment is not None:
+            mean = self.alignment(mean, labels)
         return sharpen(mean, self.config.temperature), outputs[0][1]
 
     def classify_interleaved(self, images):
@@ -187,6 +199,8 @@ class MixMatchForPreTraining(SSLModel):
         if module is self:
             init.zeros_(self.progress)
             begin_as(self.average, self.backbone)
+        elif isinstance(module, DistributionAlignment):
+            module.reset()
         else:
             draw_as_torch(module)
 

@@ -22,7 +22,7 @@ from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._colour_bins import annealed_mean, gamut_bins, share_out, shared_cross_entropy
 from ._colour_spaces import lab_to_rgb
 from ._initialization import draw_as_torch
-from ._stages import StageHead, freeze_beside_maps, pixel_places, read_grid, stage_widths
+from ._stages import StageHead, freeze_beside_map, pixel_places, read_grid, stage_widths
 from ._two_halves import CHANNELS, LAB_MEAN, LAB_STD, SSLTwoHalvesConfig
 
 LIGHTNESS, COLOURS = (0,), (1, 2)  # channels of Lab
@@ -86,7 +86,7 @@ class SplitBrainForPreTraining(SSLModel):
         self.backbone = build_backbone(backbone)
         replace_batch_norm(self.backbone, GlobalBatchNorm)
         for half in (self.backbone.first, self.backbone.second):
-            freeze_beside_maps(half)
+            freeze_beside_map(half)
         self.register_buffer("bins", torch.empty(len(gamut_bins()), 2))  # (Q, 2), a and b
         of_second, of_first = (self.outputs(channels) for channels in reversed(self.seen))
         self.first_head = StageHead(widths[0][-1:], hidden, of_second)  # from the first half to what the second sees

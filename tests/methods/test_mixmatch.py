@@ -21,7 +21,8 @@ from hf_ssl.methods.mixmatch import interleave, sharpen
 
 class TestMixMatch(FewLabelsTester):
     model_class = MixMatchForPreTraining
-    config = dict(backbone_config=CLASSIFIER, momentum=0.9, unlabelled_weight=5.0)
+    # in eval mode a new model's alignment changes nothing
+    config = dict(backbone_config=CLASSIFIER, momentum=0.9, unlabelled_weight=5.0, align_classes=True)
     teachers = {"average": "backbone"}
     random_arguments = ("sample_seeds",)
     size = 12
@@ -140,7 +141,7 @@ class TestMixMatch(FewLabelsTester):
         model, batch, draws = self.model().train(), self.batch(), self.draws()
         alone = model.export_encoder().train()
         before = statistics(model.backbone)
-        model.guess([batch["pixel_values"], batch["pixel_values_2"]])
+        model.guess([batch["pixel_values"], batch["pixel_values_2"]], batch["labels"])
         assert all(torch.equal(value, before[name]) for name, value in statistics(model.backbone).items())
         images = [image for image, _ in self.mixed(model.eval(), batch, **draws)]
         alone(torch.stack([images[12 * (place % 3) + place] for place in range(12)]))
@@ -156,6 +157,27 @@ class TestMixMatch(FewLabelsTester):
         logits = model.backbone(torch.stack([image for image, _ in pairs])).logits
         constant = F.cross_entropy(logits[:12], targets[:12]) + 5 * F.mse_loss(logits[12:].softmax(1), targets[12:])
         assert_same_gradients(gradients(model(**batch, **draws).loss, model), gradients(constant, model))
+
+    def test_aligned_guesses_equal_the_formula(self):
+        """Algorithm 1 of ReMixMatch, line 9 and what precedes it: the mean guess times the ratio of the classes' frequencies,
+        normalised; sharpened afterwards. Of labels 0, 0, 1, 2 ... and guesses as they come, over three steps."""
+        model = self.model().train()
+        frequencies = np.full((2, 4), 0.25)
+        for seed in range(3):
+            batch = self.batch(seed)
+            views = [batch["pixel_values"], batch["pixel_values_2"]]
+            labels = torch.tensor([0, 0, 1, 2] * 3)
+            alone = model.export_encoder().train()  # the average, which is still the network
+            mean = np.mean([softmax(alone(view).logits.detach().double().numpy()) for view in views], axis=0)
+            frequencies = 0.99 * frequencies + 0.01 * np.array([[0.5, 0.25, 0.25, 0], mean.mean(0)])
+            aligned = mean * (frequencies[0] + 1e-6) / (frequencies[1] + 1e-6)
+            aligned /= aligned.sum(1, keepdims=True)
+            expected = aligned**2 / (aligned**2).sum(1, keepdims=True)
+            np.testing.assert_allclose(model.guess(views, labels)[0], expected, atol=1e-6)
+        assert np.abs(frequencies - 0.25).max() > 0.005
+        before = model.alignment.frequencies.clone()
+        model.eval().guess(views, labels)
+        assert torch.equal(model.alignment.frequencies, before)
 
     def test_sharpening_equals_the_formula(self):
         p = torch.tensor([[0.1, 0.2, 0.7], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])
