@@ -16,14 +16,10 @@ PHOTOS = dict(
     image_size=96, per_device_train_batch_size=128, num_train_epochs=100,
 )  # fmt: skip
 MINUTES = PHOTOS | dict(
-    image_size=28,
-    learning_rate=0.004,
-    min_crop_scale=0.6,
-    num_train_epochs=10,
-    cpu_threads=1,
-    dataloader_num_workers=1,
-)
-DENOISING = dict(corruption="masking", corruption_level=0.5)
+    image_size=28, learning_rate=0.004, min_crop_scale=0.6, num_train_epochs=10, cpu_threads=1, dataloader_num_workers=1,
+)  # fmt: skip
+# of noise of 0.3, 0.5 and 1, masking of 0.2 and 0.5, and salt and pepper of 0.1, by kNN and probes on held-out training images
+DENOISING = dict(corruption="gaussian", corruption_level=0.3)
 PRESETS = {
     "resnet8x2": Preset(
         DENOISING | dict(backbone_config=resnet8(32), code_size=64, decoder_hidden_size=32), MINUTES, "28 px, minutes on a CPU"
