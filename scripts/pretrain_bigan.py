@@ -16,14 +16,15 @@ PAPER = dict(
     output_dir="outputs/bigan", learning_rate=4e-4, adam_beta1=0.5, adam_beta2=0.999, weight_decay=2.5e-5, image_size=64,
     min_crop_scale=0.2, per_device_train_batch_size=128, num_train_epochs=100,
 )  # fmt: skip
-# few steps want a higher rate, with which the discriminator wins unless its own stays the paper's
+# few steps want a higher rate, with which the discriminator wins unless its own is a tenth of it: at half of it, it is right for
+# 98 of 100 pairs, and kNN and probes on held-out training images are below random weights'
 MINUTES = PAPER | dict(
-    image_size=28, learning_rate=2e-3, min_crop_scale=0.6, num_train_epochs=7,
+    image_size=28, learning_rate=4e-3, min_crop_scale=0.6, per_device_train_batch_size=64, num_train_epochs=10,
     cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
 SMALL = dict(
-    backbone_config=resnet8(32), latent_size=50, generator_hidden_size=32, discriminator_hidden_size=32,
-    joint_hidden_size=256, discriminator_rate=0.2,
+    backbone_config=resnet8(32), latent_size=16, generator_hidden_size=32, discriminator_hidden_size=32,
+    joint_hidden_size=256, discriminator_rate=0.1,
 )  # fmt: skip
 PRESETS = {
     "resnet8x2": Preset(SMALL, MINUTES, "28 px, minutes on a CPU"),
