@@ -15,6 +15,7 @@ from hf_ssl.methods import METHODS
 
 MARGINS = {
     "amdim": {"linear_probe": 5.0, "knn": 9.0},
+    "autoencoder": {"linear_probe": 5.0, "knn": 9.0},
     "barlow_twins": {"linear_probe": 4.0, "knn": 5.0},
     "bert": {"linear_probe": 5.0, "nsp_accuracy": 5.0},
     "clip": {"zero_shot": 10.0, "image_to_text@5": 10.0},  # of emoji that training has not shown
