@@ -27,7 +27,7 @@ from hf_ssl.methods._backbone import (
 )
 from hf_ssl.methods._base import SSLConfig, SSLModel, SSLOutput
 from hf_ssl.methods._batch_norm import GlobalBatchNorm, fixed_running_statistics
-from hf_ssl.methods._dcgan import DownConvolutions, UpConvolutions
+from hf_ssl.methods._dcgan import DownConvolutions, Generator, UpConvolutions
 from hf_ssl.methods._detached import with_detached_weights
 from hf_ssl.methods._distributed import own_part, sum_with_gradient
 from hf_ssl.methods._memory import write_rows
@@ -317,10 +317,11 @@ class TestDCGAN:
             3,
         ] and network.start == start
 
-    def test_down_convolutions_know_their_width(self):
+    def test_generator_and_down_convolutions_fit_each_other(self):
         for size in (5, 16, 28, 65):
+            images = Generator(7, 3, size, 8)(torch.randn(2, 7))
             network = DownConvolutions(3, size, 8)
-            assert network(torch.randn(2, 3, size, size)).shape == (2, network.width)
+            assert images.shape == (2, 3, size, size) and network(images).shape == (2, network.width)
 
     def test_what_is_too_much_is_cut_off_evenly(self):
         network = UpConvolutions(4, 1, 4, 28, 8).eval()

@@ -26,6 +26,8 @@ from hf_ssl import (
     AMDIMForPreTraining,
     BERTConfig,
     BERTForPreTraining,
+    BiGANConfig,
+    BiGANForPreTraining,
     CMCConfig,
     CMCForPreTraining,
     ContextEncoderConfig,
@@ -101,13 +103,17 @@ TINY_HOLES = dict(
     backbone_config=TINY_RESNET, image_size=16, overlap=1, adversarial_weight=0.1, decoder_hidden_size=8,
     discriminator_hidden_size=8,
 )  # fmt: skip
+TINY_BIGAN = dict(
+    backbone_config=TINY_RESNET, image_size=16, latent_size=6, generator_hidden_size=8, discriminator_hidden_size=8,
+    joint_hidden_size=16,
+)  # fmt: skip
 TINY_INFOMAX = dict(backbone_config=TINY_RESNET, vector_size=8, head_hidden_size=16, critic_size=16)
 TINY_EXEMPLAR = dict(backbone_config=TINY_RESNET, num_samples=120, patch_size=8, head_hidden_size=16)
 CONFIGS = {
     MAEConfig: TINY, MoCoConfig: TINY_MOCO, SimCLRConfig: TINY_SIMCLR, JigsawConfig: TINY_JIGSAW,
     RelativePositionConfig: TINY_RELATIVE, ExemplarConfig: TINY_EXEMPLAR,
     InstanceDiscriminationConfig: TINY_INSTANCES, NATConfig: TINY_NAT, PIRLConfig: TINY_PIRL, CMCConfig: TINY_CMC,
-    AMDIMConfig: TINY_AMDIM, DeepInfoMaxConfig: TINY_INFOMAX, ContextEncoderConfig: TINY_HOLES,
+    AMDIMConfig: TINY_AMDIM, DeepInfoMaxConfig: TINY_INFOMAX, ContextEncoderConfig: TINY_HOLES, BiGANConfig: TINY_BIGAN,
 }  # fmt: skip
 SGD = dict(optim="sgd", weight_decay=1e-4, learning_rate=1.0)
 LARS = dict(optim="lars", weight_decay=1e-6, learning_rate=30.0)
@@ -126,6 +132,7 @@ PRETEXT = {
     "amdim": dict(model_class=AMDIMForPreTraining, views="moco_v1"),
     "deep_infomax": dict(model_class=DeepInfoMaxForPreTraining),
     "context_encoder": dict(model_class=ContextEncoderForPreTraining, learning_rate=0.01),
+    "bigan": dict(model_class=BiGANForPreTraining, learning_rate=0.01),
 }
 
 
@@ -188,6 +195,7 @@ def test_killed_run_goes_on_bitwise(shards, tmp_path, streaming, workers, proces
         ("instance_discrimination", 2, False),
         ("nat", 2, False),
         ("context_encoder", 1, True),
+        ("bigan", 2, False),
         # what these keep, and draw in a step, is kept and drawn by the parts of those above
         pytest.param("jigsaw", 1, False, marks=pytest.mark.slow),
         pytest.param("exemplar", 2, False, marks=pytest.mark.slow),

@@ -16,8 +16,10 @@ from ._sobel import SSLSobelConfig, SSLSobelModel
 from ._two_halves import SSLTwoHalvesConfig, SSLTwoHalvesModel
 from ._word_vectors import Word2VecModel, WordVectorsConfig
 from .amdim import AMDIMConfig, AMDIMForPreTraining
+from .autoencoder import AutoencoderConfig, AutoencoderForPreTraining
 from .barlow_twins import BarlowTwinsConfig, BarlowTwinsForPreTraining
 from .bert import BERTConfig, BERTForPreTraining
+from .bigan import BiGANConfig, BiGANForPreTraining
 from .clip import CLIPForPreTraining, SSLCLIPConfig
 from .cmc import CMCConfig, CMCForPreTraining
 from .colorization import ColorizationConfig, ColorizationForPreTraining
@@ -51,8 +53,10 @@ from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
     "amdim": AMDIMForPreTraining,
+    "autoencoder": AutoencoderForPreTraining,
     "barlow_twins": BarlowTwinsForPreTraining,
     "bert": BERTForPreTraining,
+    "bigan": BiGANForPreTraining,
     "clip": CLIPForPreTraining,
     "cmc": CMCForPreTraining,
     "colorization": ColorizationForPreTraining,
@@ -109,10 +113,14 @@ __all__ = [
     "METHODS",
     "AMDIMConfig",
     "AMDIMForPreTraining",
+    "AutoencoderConfig",
+    "AutoencoderForPreTraining",
     "BarlowTwinsConfig",
     "BarlowTwinsForPreTraining",
     "BERTConfig",
     "BERTForPreTraining",
+    "BiGANConfig",
+    "BiGANForPreTraining",
     "CLIPForPreTraining",
     "CMCConfig",
     "CMCForPreTraining",

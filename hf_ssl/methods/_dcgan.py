@@ -1,7 +1,7 @@
 """The convolutional halves of generative methods: from a small map up to an image, and from an image down to a few numbers.
 
 Radford et al. 2015, https://arxiv.org/abs/1511.06434: 4x4 convolutions of stride 2, batch norm, no pooling; ReLU on the way
-up, leaky ReLU on the way down; weights drawn from N(0, 0.02).
+up, leaky ReLU on the way down; weights drawn from N(0, 0.02). Context encoder, autoencoder and BiGAN.
 """
 
 import math
@@ -43,6 +43,21 @@ class UpConvolutions(nn.Module):
         images = self.layers(x)
         margin = (images.shape[-1] - self.size) // 2
         return images[..., margin : margin + self.size, margin : margin + self.size]
+
+
+class Generator(nn.Module):
+    """(N, vector_size) to images (N, channels, size, size): a linear layer makes a map of about 4x4."""
+
+    def __init__(self, vector_size, channels, size, hidden_size):
+        super().__init__()
+        inputs = hidden_size * min(8, 2 ** (max(1, round(math.log2(size / 4))) - 1))
+        self.convolutions = UpConvolutions(inputs, channels, 4, size, hidden_size)
+        self.map = (inputs, self.convolutions.start, self.convolutions.start)
+        self.linear = nn.Linear(vector_size, math.prod(self.map), bias=False)
+        self.norm = GlobalBatchNorm(inputs)
+
+    def forward(self, vectors):
+        return self.convolutions(self.norm(self.linear(vectors).unflatten(1, self.map)).relu())
 
 
 class DownConvolutions(nn.Module):
