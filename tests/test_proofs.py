@@ -29,10 +29,12 @@ MARGINS = {
     "deep_infomax": {"linear_probe": 2.5, "knn": 3.0},
     "entropy_minimization": {"accuracy": 0.2},  # it is known to be weak
     "exemplar": {"linear_probe": 1.5, "knn": 4.0},
+    "fixmatch": {"accuracy": 2.5},
     "instance_discrimination": {"linear_probe": 4.0, "knn": 6.0},
     "jigsaw": {"linear_probe": 1.0, "knn": 1.5},
     "mae": {"linear_probe": 5.0, "knn": 5.0},
-    "mixmatch": {"accuracy": 1.5},
+    "mean_teacher": {"accuracy": 0.3},
+    "mixmatch": {"accuracy": 3.0},
     "moco": {"linear_probe": 4.0, "knn": 5.0},
     "nat": {"linear_probe": 3.0, "knn": 4.0},
     "pirl": {"linear_probe": 3.0, "knn": 6.0},
