@@ -45,7 +45,6 @@ from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
 from .split_brain import SplitBrainConfig, SplitBrainForPreTraining
 from .uda import UDAConfig, UDAForPreTraining
-from .vat import VATConfig, VATForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
@@ -79,7 +78,6 @@ METHODS = {
     "simclr": SimCLRForPreTraining,
     "split_brain": SplitBrainForPreTraining,
     "uda": UDAForPreTraining,
-    "vat": VATForPreTraining,
     "word2vec": Word2VecForPreTraining,
 }
 
@@ -180,8 +178,6 @@ __all__ = [
     "SSLTwoHalvesModel",
     "UDAConfig",
     "UDAForPreTraining",
-    "VATConfig",
-    "VATForPreTraining",
     "Word2VecConfig",
     "Word2VecForPreTraining",
     "Word2VecModel",
