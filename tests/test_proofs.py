@@ -38,6 +38,7 @@ MARGINS = {
     "moco": {"linear_probe": 4.0, "knn": 5.0},
     "nat": {"linear_probe": 3.0, "knn": 4.0},
     "pirl": {"linear_probe": 3.0, "knn": 6.0},
+    "pseudo_label": {"accuracy": 1.0},
     "relative_position": {"linear_probe": 1.5},
     "rotation": {"linear_probe": 4.0, "knn": 7.0},
     "simclr": {"linear_probe": 4.0, "knn": 5.0},
