@@ -43,6 +43,7 @@ MARGINS = {
     "rotation": {"linear_probe": 4.0, "knn": 7.0},
     "simclr": {"linear_probe": 4.0, "knn": 5.0},
     "split_brain": {"linear_probe": 1.5, "knn": 0.5},  # random weights differ much
+    "uda": {"accuracy": 2.0},
     "word2vec": {"linear_probe": 10.0},
 }
 
