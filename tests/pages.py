@@ -293,7 +293,7 @@ def cut_benchmark(arguments):
             flags = put(flags, "--test_split", "test[:32]")  # these runs are evaluated
         flags = [
             "--flags",
-            *at_most(own_rows(flags), TABLE, TABLE.keys() - {"--vocab_size"}),
+            *at_most(own_rows(flags), TABLE, TABLE.keys() - {"--vocab_size", "--unlabelled_per_label"}),
         ]  # sizes are the benchmark's own
     if (size := value(rest, "--size")) in getattr(module, "SIZES", ()):
         rest = put(rest, "--size", next(iter(module.SIZES)))
