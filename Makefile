@@ -15,8 +15,8 @@ test:  ## Run the tests
 docs:  ## Build the documentation in docs/_build/html
 	sphinx-build -W --keep-going -b html docs docs/_build/html
 
-pages:  ## Run every command that README, docs and scripts print, on small data
-	pytest tests/test_pages.py -m "pages or not pages" -rP
+pages:  ## Build the site, run every command that README, docs and scripts print, on small data
+	pytest tests/test_pages.py tests/test_docs.py -m "pages or not pages" -rP
 
 proofs:  ## Run the slow proofs: every method beats its random initialisation
 	pytest -m slow

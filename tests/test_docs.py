@@ -194,6 +194,7 @@ class Page(HTMLParser):
         self.links += [values[name] for name in ("href", "src") if values.get(name)]
 
 
+@pytest.mark.pages  # a minute and more; the tests below look at what a page is made of
 def test_the_site_is_built_without_a_warning(tmp_path):
     for package in ("sphinx", "myst_parser", "furo", "sphinx_copybutton", "latex2mathml"):
         pytest.importorskip(package, reason='the packages of pip install -e ".[docs]"')
