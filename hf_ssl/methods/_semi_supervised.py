@@ -45,8 +45,8 @@ class DistributionAlignment(nn.Module):
     """Guesses whose classes become as frequent as those of the labels, so that a network which takes one class for another does
     not teach itself to do so more and more.
 
-    Berthelot et al. 2020 (ReMixMatch), https://arxiv.org/abs/1911.09785, section 3.1; FixMatch's section 2.5 has it too.
-    Frequencies are moving averages of all processes' batches, where the original has means of the last 128.
+    Berthelot et al. 2020 (ReMixMatch), https://arxiv.org/abs/1911.09785, section 3.1. Frequencies are moving averages of all
+    processes' batches, where the original has means of the last 128.
     """
 
     MOMENTUM = 0.99

@@ -32,9 +32,9 @@ class FixMatchConfig(SSLConfig):
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     threshold: tau, how sure of a class the network must be. unlabelled_weight: lambda_u. align_classes: make the predictions'
-    classes as frequent as the labels', before the network is asked how sure it is (section 2.5). separate_statistics: normalise
-    labelled, weakly and strongly augmented images each by batch statistics of their own. momentum: of the average that is
-    released.
+    classes as frequent as the labels', as ReMixMatch does, before they are compared with the threshold. separate_statistics:
+    normalise labelled, weakly and strongly augmented images each by batch statistics of their own. momentum: of the average
+    that is released.
     """
 
     model_type = "ssl_fixmatch"
