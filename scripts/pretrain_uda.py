@@ -18,7 +18,7 @@ MINUTES = PAPER | dict(
     image_size=28, optim="adamw", learning_rate=6e-3, weight_decay=0.02, per_device_train_batch_size=48,
     unlabelled_per_label=3, max_steps=1000, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
-# what FixMatch's recipe has, not searched; annealing leaves few of a hundred labels to learn from
+# what FixMatch's recipe has, not searched; no annealing, as of a hundred labels few would be left to learn from
 SMALL = dict(backbone_config=resnet8(32), signal_annealing="none", align_classes=True, separate_statistics=True)
 PHOTOS = PAPER | dict(image_size=96, max_steps=2**16)
 PRESETS = {

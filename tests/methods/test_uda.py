@@ -78,9 +78,13 @@ class TestUDA(FewLabelsTester):
         loss = model.annealed_cross_entropy(sure, torch.zeros(1, dtype=torch.long))
         assert loss == 0 and (torch.autograd.grad(loss, sure)[0] == 0).all()
 
-    def test_no_gradient_flows_into_the_weak_views(self):
-        """The gradients are those of constant targets, and also those of the divergence, which differs by a constant."""
+    @pytest.mark.parametrize("aligned", [False, True])
+    def test_no_gradient_flows_into_the_weak_views(self, aligned):
+        """The gradients are those of constant targets, and also those of the divergence, which differs by a constant. An
+        alignment would stop gradients by itself."""
         model, batch = self.decided_model(threshold=0.7, signal_annealing="none"), self.batch()
+        if not aligned:
+            model.alignment = None
         weak = torch.tensor(logits_of(model.backbone, batch["pixel_values"])).float()
         counts, targets = (weak.softmax(1).amax(1) >= 0.7).float(), (weak / 0.4).softmax(1)
         log_q = model.backbone(batch["pixel_values_2"]).logits.log_softmax(1)
