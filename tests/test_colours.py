@@ -31,8 +31,7 @@ class TestLab:
         np.testing.assert_allclose(lab_to_rgb(lab.float())[0, :, 0].T, colours, atol=1e-5)
 
     def test_equals_scikit_image(self):
-        """Recorded from rgb2lab and lab2rgb of scikit-image 0.26. Its white is (0.95047, 1, 1.08883), which of grey leaves a and
-        b of some thousandths; ours is what the matrix makes of white, so that grey has none."""
+        """Recorded from rgb2lab and lab2rgb of scikit-image 0.26."""
         rgb = [
             (255, 0, 0),
             (0, 255, 0),
@@ -49,10 +48,7 @@ class TestLab:
             (7.95961, 35.42555, -48.11607), (1.60652, -0.12256, -0.47036),
         ]  # fmt: skip
         lab = rgb_to_lab(as_images(rgb) / 255)[0, :, 0].T
-        np.testing.assert_allclose(lab, recorded, atol=5e-3)
-        np.testing.assert_allclose(lab[:, 0], np.array(recorded)[:, 0], atol=1e-4)
-        white = (0.95047, 1.0, 1.08883)
-        np.testing.assert_allclose([slow_lab([c / 255 for c in each], white) for each in rgb], recorded, atol=1e-4)
+        np.testing.assert_allclose(lab, recorded, atol=1e-4)
         others = [(50.0, 120, 80), (50, -120, -120), (30, 20, -40), (90, -10, 60), (5, 2, -3)]
         recorded = [
             (1.0, 0.0, 0.0), (0.0, 0.65382, 1.0), (0.2352, 0.24766, 0.52313), (0.95504, 0.89833, 0.4213),

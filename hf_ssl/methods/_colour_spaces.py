@@ -8,6 +8,7 @@ XYZ_OF_RGB = (  # ITU-R BT.709, of linear red, green and blue
 RGB_OF_XYZ = (  # its inverse
     (3.24048134, -1.53715152, -0.49853633), (-0.96925495, 1.87599000, 0.04155593), (0.05564664, -0.20404134, 1.05731107),
 )  # fmt: skip
+WHITE = (0.95047, 1.0, 1.08883)  # X, Y and Z of daylight, CIE D65 seen at 2 degrees
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as PIL makes grey
 
 
@@ -36,10 +37,13 @@ def hsv_to_rgb(hsv):
 
 
 def rgb_to_lab(rgb):
-    """sRGB in [0, 1] to CIE L*a*b* under its own white (D65): L in [0, 100], a and b from about -108 to 98, of grey 0."""
+    """sRGB in [0, 1] to CIE L*a*b* (D65): L in [0, 100], a and b from about -108 to 98, of grey within 0.005 of 0, as the
+    matrix's white is not quite that of CIE."""
     linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    # in parts of white's, which are sums of rows
-    xyz = torch.stack([sum(w / sum(row) * linear[:, c] for c, w in enumerate(row)) for row in XYZ_OF_RGB], dim=1)
+    xyz = [
+        sum(w / white * linear[:, c] for c, w in enumerate(row)) for row, white in zip(XYZ_OF_RGB, WHITE, strict=True)
+    ]
+    xyz = torch.stack(xyz, dim=1)
     root = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = root.unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
@@ -51,7 +55,6 @@ def lab_to_rgb(lab):
     y = (lightness + 16) / 116
     root = torch.stack([y + a / 500, y, (y - b / 200).clamp(min=0)], dim=1)
     xyz = torch.where(root > 0.2068966, root**3, (root - 16 / 116) / 7.787)
-    white = [sum(row) for row in XYZ_OF_RGB]
-    linear = [sum(w * white[c] * xyz[:, c] for c, w in enumerate(row)) for row in RGB_OF_XYZ]
+    linear = [sum(w * WHITE[c] * xyz[:, c] for c, w in enumerate(row)) for row in RGB_OF_XYZ]
     linear = torch.stack(linear, dim=1).clamp(0, 1)
     return torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear)

@@ -241,14 +241,12 @@ def model_neighbours(model, number):
     return share_out(model.bins[number][None], model.bins, 5, 5.0)[0][0].numpy()
 
 
-def slow_lab(rgb, white=None):
-    """CIE 1976 of one sRGB colour under a white, or that of the matrix."""
+def slow_lab(rgb):
+    """CIE 1976 of one sRGB colour under D65."""
     matrix = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-    f = [
-        t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116
-        for t in matrix @ linear / (matrix.sum(1) if white is None else white)
-    ]
+    xyz = matrix @ linear / (0.95047, 1.0, 1.08883)
+    f = [t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in xyz]
     return 116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])
 
 
