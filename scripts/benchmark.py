@@ -15,7 +15,7 @@ hf-ssl benchmark bert --size mini    # step and memory against transformers' Ber
 hf-ssl benchmark pretext             # rotation, relative position, jigsaw, exemplar against PIL and loops; --size r18-96
 hf-ssl benchmark pretext --part shortcut   # relative position, seen through a lens that shifts colours
 hf-ssl benchmark instance_discrimination   # runs: softmax, NCE by draws, parametric, sizes of the embedding
-hf-ssl benchmark few_labels          # runs: accuracy by number of labels; --part noise, mixmatch, fixmatch
+hf-ssl benchmark few_labels          # runs: accuracy by number of labels; --part noise, mixmatch, fixmatch, epsilon
 hf-ssl benchmark deep_infomax        # estimates of known mutual information; --output curves.png
 hf-ssl benchmark steps --device cuda # table of samples/s and memory: MoCo R50 224, MAE ViT-B, CLIP B/32
 

@@ -102,7 +102,7 @@ def test_the_lens_shrinks_green_alone(scripts):
     assert columns - 13.5 == pytest.approx(8 * shortcut.SHRUNK, abs=0.1) and rows == pytest.approx(13.5, abs=0.1)
 
 
-@pytest.mark.parametrize("part", ["labels", "noise", "mixmatch", "fixmatch"])
+@pytest.mark.parametrize("part", ["labels", "noise", "mixmatch", "fixmatch", "epsilon"])
 def test_tables_of_few_labels_are_of_runs_that_can_be_made(scripts, part):
     """Each row has settings and flags of its own, which the method and its arguments take."""
     from hf_ssl.scripts.benchmarks import few_labels

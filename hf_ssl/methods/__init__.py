@@ -45,6 +45,7 @@ from .rotation import RotationConfig, RotationForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
 from .split_brain import SplitBrainConfig, SplitBrainForPreTraining
 from .uda import UDAConfig, UDAForPreTraining
+from .vat import VATConfig, VATForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
 
 METHODS = {
@@ -78,6 +79,7 @@ METHODS = {
     "simclr": SimCLRForPreTraining,
     "split_brain": SplitBrainForPreTraining,
     "uda": UDAForPreTraining,
+    "vat": VATForPreTraining,
     "word2vec": Word2VecForPreTraining,
 }
 
@@ -178,6 +180,8 @@ __all__ = [
     "SSLTwoHalvesModel",
     "UDAConfig",
     "UDAForPreTraining",
+    "VATConfig",
+    "VATForPreTraining",
     "Word2VecConfig",
     "Word2VecForPreTraining",
     "Word2VecModel",

@@ -30,6 +30,7 @@ NOISE_ROWS_STREAM = 30  # instance discrimination, PIRL, CMC: the rows of the ba
 PRIOR_STREAM = 31  # deep infomax: the adversary's examples of the prior
 TILE_ORDER_STREAM = 32  # PIRL: in which order the tiles lie
 SOURCE_PLACE_STREAM = 33  # amdim: the place of a coarse map that looks for the other view's
+VAT_STREAM = 34  # vat: where the search for the adversarial direction begins
 MIXUP_STREAM = 35  # mixmatch: how much of each of two images
 MIXUP_PARTNER_STREAM = 36  # mixmatch: which two images
 COLOUR_PLACE_STREAM = 40  # colorization: the places of an image whose colours are told

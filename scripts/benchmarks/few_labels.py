@@ -1,4 +1,4 @@
-"""Tables of semi-supervised methods: how many labels, how many wrong ones, what MixMatch and FixMatch need."""
+"""Tables of semi-supervised methods: how many labels, how many wrong ones, what MixMatch and FixMatch need, VAT's epsilon."""
 
 from pathlib import Path
 
@@ -45,7 +45,11 @@ def fixmatch(method):
     return {row: ("fixmatch", settings, []) for row, settings in NEEDS.items()}
 
 
-PARTS = {"labels": counts, "noise": noise, "mixmatch": mixmatch, "fixmatch": fixmatch}
+def epsilon(method):
+    return {f"epsilon = {value}": ("vat", dict(epsilon=value), []) for value in (0.5, 1.0, 2.0, 4.0, 8.0)}
+
+
+PARTS = {"labels": counts, "noise": noise, "mixmatch": mixmatch, "fixmatch": fixmatch, "epsilon": epsilon}
 METHODS = {"labels": "mixmatch", "noise": "mean_teacher"}  # unless another is named
 
 
