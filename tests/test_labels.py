@@ -146,7 +146,9 @@ def _train(data, output_dir, method, options):
     rows, column = image_rows(load_split(str(data)))
     decoder = ImageDecoder(column, 3, Views(16, [0.5], [0.5], VIEWS["weak_and_strong"]))
     decoder = LabelledCompanions(decoder, rows.select(range(0, 120, 4)), "label")
-    config = METHODS[method].config_class(backbone_config=TINY_RESNET | dict(num_labels=10), align_classes=True)
+    config = METHODS[method].config_class(backbone_config=TINY_RESNET | dict(num_labels=10))
+    if METHODS[method].uses_sample_indices:
+        config.num_samples = len(rows)
     torch.manual_seed(args.seed)
     return train(METHODS[method](config), rows, decoder, args).history
 
@@ -156,11 +158,14 @@ def _train(data, output_dir, method, options):
     [
         ("mixmatch", 1),
         ("mixmatch", 2),
+        ("temporal_ensembling", 1),
+        ("temporal_ensembling", 2),
         ("mean_teacher", 1),
+        ("vat", 1),
     ],
 )
 def test_a_killed_run_goes_on_bitwise(shards, tmp_path, method, processes):
-    """Averages, ramps and frequencies of classes too: killed within an epoch, and by chance at its border."""
+    """The ensembles of all rows, averages and ramps too: killed within an epoch, and by chance at its border."""
     options = {"per_device_train_batch_size": 12 // processes}
     whole = launch(_train, shards, tmp_path / "whole", method, options, processes=processes)[0]
     options |= {"resume_from_checkpoint": "auto"}

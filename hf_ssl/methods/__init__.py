@@ -38,12 +38,15 @@ from .mean_teacher import MeanTeacherConfig, MeanTeacherForPreTraining
 from .mixmatch import MixMatchConfig, MixMatchForPreTraining
 from .moco import MoCoConfig, MoCoForPreTraining
 from .nat import NATConfig, NATForPreTraining
+from .pi_model import PiModelConfig, PiModelForPreTraining
 from .pirl import PIRLConfig, PIRLForPreTraining
 from .pseudo_label import PseudoLabelConfig, PseudoLabelForPreTraining
 from .relative_position import RelativePositionConfig, RelativePositionForPreTraining
 from .rotation import RotationConfig, RotationForPreTraining
+from .s4l import S4LConfig, S4LForPreTraining
 from .simclr import SimCLRConfig, SimCLRForPreTraining
 from .split_brain import SplitBrainConfig, SplitBrainForPreTraining
+from .temporal_ensembling import TemporalEnsemblingConfig, TemporalEnsemblingForPreTraining
 from .uda import UDAConfig, UDAForPreTraining
 from .vat import VATConfig, VATForPreTraining
 from .word2vec import Word2VecConfig, Word2VecForPreTraining
@@ -72,12 +75,15 @@ METHODS = {
     "mixmatch": MixMatchForPreTraining,
     "moco": MoCoForPreTraining,
     "nat": NATForPreTraining,
+    "pi_model": PiModelForPreTraining,
     "pirl": PIRLForPreTraining,
     "pseudo_label": PseudoLabelForPreTraining,
     "relative_position": RelativePositionForPreTraining,
     "rotation": RotationForPreTraining,
+    "s4l": S4LForPreTraining,
     "simclr": SimCLRForPreTraining,
     "split_brain": SplitBrainForPreTraining,
+    "temporal_ensembling": TemporalEnsemblingForPreTraining,
     "uda": UDAForPreTraining,
     "vat": VATForPreTraining,
     "word2vec": Word2VecForPreTraining,
@@ -154,6 +160,8 @@ __all__ = [
     "MoCoForPreTraining",
     "NATConfig",
     "NATForPreTraining",
+    "PiModelConfig",
+    "PiModelForPreTraining",
     "PIRLConfig",
     "PIRLForPreTraining",
     "PseudoLabelConfig",
@@ -162,6 +170,8 @@ __all__ = [
     "RelativePositionForPreTraining",
     "RotationConfig",
     "RotationForPreTraining",
+    "S4LConfig",
+    "S4LForPreTraining",
     "SimCLRConfig",
     "SimCLRForPreTraining",
     "SplitBrainConfig",
@@ -178,6 +188,8 @@ __all__ = [
     "SSLSobelModel",
     "SSLTwoHalvesConfig",
     "SSLTwoHalvesModel",
+    "TemporalEnsemblingConfig",
+    "TemporalEnsemblingForPreTraining",
     "UDAConfig",
     "UDAForPreTraining",
     "VATConfig",

@@ -27,6 +27,11 @@ def build_classifier(config):
     return classifier
 
 
+def head_width(classifier):
+    """D, of the features that the head of a classifier reads."""
+    return [module for module in classifier.classifier.modules() if isinstance(module, nn.Linear)][-1].in_features
+
+
 def classify_all(classifier, labelled, *unlabelled, separate=False):
     """Logits of labelled images (B, C, H, W) and of each of `unlabelled` (N, C, H, W), and the features of the first unlabelled
     ones. One pass, whose batch statistics are those of all; with `separate` a pass each, with statistics of its own, of which

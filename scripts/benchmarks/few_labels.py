@@ -50,7 +50,7 @@ def epsilon(method):
 
 
 PARTS = {"labels": counts, "noise": noise, "mixmatch": mixmatch, "fixmatch": fixmatch, "epsilon": epsilon}
-METHODS = {"labels": "mixmatch", "noise": "mean_teacher"}  # unless another is named
+METHODS = {"labels": "mixmatch", "noise": "temporal_ensembling"}  # unless another is named
 
 
 def compare(part, method, output_dir, flags):

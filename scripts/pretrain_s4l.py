@@ -1,0 +1,34 @@
+"""Train a classifier on few labels, and on how many images are turned (Zhai et al. 2019).
+
+hf-ssl pretrain s4l                                  # 100 labels of the embedded images, minutes on a CPU
+hf-ssl pretrain s4l --backbone resnet18 --dataset_name path/to/images --labels 250 --output_dir runs/mine
+hf-ssl pretrain s4l --config_overrides rotation_weight=0.3 --output_dir runs/less
+"""
+
+from hf_ssl import S4LForPreTraining
+from hf_ssl.cli import RESNET18, Preset, one_view, pretrain_with_labels, resnet8
+from hf_ssl.errors import run_script
+
+# config/s4l_rotation.sh: 256 labelled images beside 256, 200 epochs; the crop is Inception's
+PAPER = dict(
+    output_dir="outputs/s4l", views="moco_v1", optim="sgd", learning_rate=0.03, weight_decay=1e-3,
+    per_device_train_batch_size=256, unlabelled_per_label=1, num_train_epochs=200, eval_protocols="accuracy",
+)  # fmt: skip
+MINUTES = PAPER | dict(
+    image_size=28, views="weak", optim="adamw", learning_rate=6e-3, weight_decay=0.02, per_device_train_batch_size=24,
+    unlabelled_per_label=3, max_steps=1200, cpu_threads=1, dataloader_num_workers=1,
+)  # fmt: skip
+PHOTOS = PAPER | dict(image_size=96, num_train_epochs=200)
+PRESETS = {
+    "resnet8x2": Preset(dict(backbone_config=resnet8(32)), MINUTES, "28 px, minutes on a CPU"),
+    "resnet18": Preset(dict(backbone_config=RESNET18), PHOTOS, "96 px, thousands of photos"),
+    "resnet50": Preset({}, PAPER, "224 px, the paper's settings"),
+}
+
+
+def main():
+    pretrain_with_labels(S4LForPreTraining, PRESETS, __doc__, one_view)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from methods.few_labels import CLASSIFIER, FewLabelsTester, cross_entropy, logits_of
+
+from hf_ssl import S4LConfig, S4LForPreTraining
+
+
+class TestS4L(FewLabelsTester):
+    model_class = S4LForPreTraining
+
+    def test_loss_equals_a_slow_formula(self):
+        """Classes of the labelled images in all turns; turns of both kinds, a mean each, and the mean of the two."""
+        model, batch = self.decided_model(rotation_weight=0.7), self.batch()
+        classes, turns = [], []
+        for name in ("labelled_pixel_values", "pixel_values"):
+            losses = []
+            for image_number, image in enumerate(batch[name].numpy()):
+                for turn in range(4):
+                    turned = torch.from_numpy(np.rot90(image, turn, axes=(1, 2)).copy())
+                    with torch.no_grad():
+                        logits = model.turn_head(model.embed(turned[None])).double().numpy()
+                    losses.append(cross_entropy(logits, [turn]))
+                    if name == "labelled_pixel_values":
+                        label = batch["labels"][image_number].item()
+                        classes.append(cross_entropy(logits_of(model.backbone, turned[None]), [label]))
+            turns.append(np.mean(losses))
+        output = model(**batch)
+        assert output.metrics["rotation"].item() == pytest.approx(np.mean(turns), rel=1e-5)
+        assert output.loss.item() == pytest.approx(np.mean(classes) + 0.7 * np.mean(turns), rel=1e-5)
+        assert output.logits.shape == (8, 4)
+
+    def test_what_cannot_be_is_refused(self):
+        with pytest.raises(StrictDataclassError, match="rotation_weight must be at least 0, found -1.0"):
+            S4LConfig(backbone_config=CLASSIFIER, rotation_weight=-1.0)
+        with pytest.raises(ValueError, match="^S4L turns images by 90 degrees: expected square ones, found 16 x 24"):
+            self.model().check_images(16, 24)
