@@ -91,6 +91,11 @@ def linear_ramp(progress, start=0.0):
     return ((progress - start) / (1 - start)).clamp(0, 1)
 
 
+def sharpen(p, temperature):
+    """Probabilities (N, K) to the power of 1 / temperature, normalised; those of 0 stay so."""
+    return (p.log() / temperature).softmax(1)
+
+
 def entropy(logits):
     """The mean entropy of softmaxes, in nats. logits: (N, K)."""
     log_p = logits.log_softmax(1)

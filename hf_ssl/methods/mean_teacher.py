@@ -27,6 +27,7 @@ from ._semi_supervised import (
     draw_with_alignment,
     label_metrics,
     mean_squared_difference,
+    sharpen,
     sigmoid_ramp,
 )
 
@@ -39,7 +40,8 @@ class MeanTeacherConfig(SSLConfig):
     consistency_weight: at the end of the ramp, of the squared difference, a mean over classes. ramp_end: the part of the
     run in which it rises. momentum: of the teacher during the ramp, final_momentum after it; at step s it is 1 - 1 / (s + 1) if
     that is smaller, so that the first weights are soon forgotten. align_classes: make the classes of the teacher's
-    predictions as frequent as the labels', as ReMixMatch does. separate_statistics: let the student too normalise unlabelled
+    predictions as frequent as the labels', as ReMixMatch does. temperature: of the sharpening of what that gives, as in MixMatch;
+    1: none. separate_statistics: let the student too normalise unlabelled
     images by batch statistics of their own, not of labelled ones beside them.
     """
 
@@ -52,12 +54,15 @@ class MeanTeacherConfig(SSLConfig):
     momentum: float = 0.99
     final_momentum: float = 0.999
     align_classes: bool = False
+    temperature: float = 1.0
     separate_statistics: bool = False
 
     def validate_ranges(self):
         self.check_least(consistency_weight=0)
         if not 0 < self.ramp_end <= 1:
             raise ValueError(f"ramp_end must be above 0 and at most 1, found {self.ramp_end}.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, found {self.temperature}.")
         for name in ("momentum", "final_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, found {getattr(self, name)}.")
@@ -88,6 +93,7 @@ class MeanTeacherForPreTraining(SSLModel):
         targets = teacher_logits.softmax(1)  # (N, K)
         if self.alignment is not None:
             targets = self.alignment(targets, labels)
+        targets = sharpen(targets, self.config.temperature)
         supervised = F.cross_entropy(logits, labels)
         difference = mean_squared_difference(student_logits.softmax(1), targets)
         return SSLOutput(

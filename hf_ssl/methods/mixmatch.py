@@ -29,6 +29,7 @@ from ._semi_supervised import (
     label_metrics,
     linear_ramp,
     mean_squared_difference,
+    sharpen,
 )
 
 MIXED = ("all", "separate", "labelled", "unlabelled", "none")
@@ -201,11 +202,6 @@ class MixMatchForPreTraining(SSLModel):
             begin_as(self.average, self.backbone)
         else:
             draw_with_alignment(module)
-
-
-def sharpen(p, temperature):
-    """Probabilities (N, K) to the power of 1 / temperature, normalised."""
-    return (p.log() / temperature).softmax(1)
 
 
 def mix(x, mixing, order):

@@ -22,6 +22,7 @@ from ._semi_supervised import (
     confident_cross_entropy,
     draw_with_alignment,
     label_metrics,
+    sharpen,
 )
 
 ANNEALING = {  # how much of the way from 1 / K to 1 is done at t
@@ -87,7 +88,7 @@ class UDAForPreTraining(SSLModel):
         p = weak_logits.detach().softmax(1)  # (N, K)
         if self.alignment is not None:
             p = self.alignment(p, labels)
-        sharpened = (p.log() / self.config.temperature).softmax(1)
+        sharpened = sharpen(p, self.config.temperature)
         # its gradient is that of the divergence, whose other part, the entropy of the target, nothing learns from
         unlabelled, confident = confident_cross_entropy(strong_logits, p, sharpened, self.config.threshold)
         supervised = self.annealed_cross_entropy(logits, labels)

@@ -18,11 +18,12 @@ from methods.few_labels import (
 )
 
 from hf_ssl import MeanTeacherConfig, MeanTeacherForPreTraining
+from hf_ssl.methods._semi_supervised import sharpen
 
 
 class TestMeanTeacher(FewLabelsTester):
     model_class = MeanTeacherForPreTraining
-    config = dict(backbone_config=CLASSIFIER, align_classes=True, separate_statistics=True)
+    config = dict(backbone_config=CLASSIFIER, align_classes=True, temperature=0.5, separate_statistics=True)
     teachers = {"teacher": "backbone"}
 
     def apart(self, model):
@@ -36,7 +37,7 @@ class TestMeanTeacher(FewLabelsTester):
         """The network sees the first view, the teacher the second."""
         model, batch = self.apart(self.decided_model()), self.batch()
         student = softmax(logits_of(model.backbone, batch["pixel_values_2"]))
-        teacher = softmax(logits_of(model.teacher, batch["pixel_values"]) + uneven(model))
+        teacher = softmax((logits_of(model.teacher, batch["pixel_values"]) + uneven(model)) / 0.5)
         difference = np.mean([np.sum((p - q) ** 2) / 4 for p, q in zip(student, teacher, strict=True)])
         supervised = cross_entropy(logits_of(model.backbone, batch["labelled_pixel_values"]), batch["labels"])
         for epoch in (0, 1, 20, 40, 79, 80, 300):
@@ -74,11 +75,12 @@ class TestMeanTeacher(FewLabelsTester):
         """Neither to its weights nor to its images, also where it is the network: as if what it says were constants."""
         model, batch = self.decided_model(), self.batch()
         model.teacher = model.backbone  # whose weights are trained
+        model.alignment = None  # which would stop gradients itself
         one, other = (model.backbone(batch[name]).logits.softmax(1) for name in ("pixel_values_2", "pixel_values"))
         supervised = torch.nn.functional.cross_entropy(
             model.backbone(batch["labelled_pixel_values"]).logits, batch["labels"]
         )
-        constant = supervised + 100 * (one - other.detach()).square().mean()
+        constant = supervised + 100 * (one - sharpen(other.detach(), 0.5)).square().mean()
         assert_same_gradients(gradients(model(**batch).loss, model), gradients(constant, model))
 
     def test_the_teacher_has_batch_statistics_of_its_own(self):
@@ -100,6 +102,7 @@ class TestMeanTeacher(FewLabelsTester):
         [
             ({"consistency_weight": -1.0}, "consistency_weight must be at least 0, found -1.0"),
             ({"ramp_end": 0.0}, "ramp_end must be above 0 and at most 1, found 0.0"),
+            ({"temperature": 0.0}, "temperature must be positive, found 0.0"),
             ({"momentum": 1.0}, " momentum must be at least 0 and below 1, found 1.0"),
             ({"final_momentum": -0.1}, "final_momentum must be at least 0 and below 1, found -0.1"),
         ],

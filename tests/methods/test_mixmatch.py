@@ -16,7 +16,8 @@ from methods.few_labels import (
 from scipy import stats
 
 from hf_ssl import MixMatchConfig, MixMatchForPreTraining
-from hf_ssl.methods.mixmatch import interleave, sharpen
+from hf_ssl.methods._semi_supervised import sharpen
+from hf_ssl.methods.mixmatch import interleave
 
 
 class TestMixMatch(FewLabelsTester):
