@@ -2,9 +2,11 @@
 
 Miyato et al. 2017, https://arxiv.org/abs/1704.03976. Official code: https://github.com/takerum/vat_tf. The direction is found
 by power iteration: the divergence of predictions grows with the square of a step, so its gradient a tiny step away from the
-image points along the axis of steepest growth. All passes normalise by batch statistics, and only the labelled one moves
-the running ones. Deviations: batch statistics are those of all processes; xi is 1e-3, as the original's 1e-6 is less than what
-float32 rounds away, and leaves of the direction mostly noise (its cosine with that of float64 is 0.4, with 1e-3 it is 0.99).
+image points along the axis of steepest growth. All passes normalise by batch statistics, and only the labelled one moves the
+running ones. Least entropy can be had by one class for all, which the entropy of the mean prediction keeps off: together they
+are the mutual information of images and classes (Hu et al. 2017, IMSAT, https://arxiv.org/abs/1702.08720). Deviations: batch
+statistics are those of all processes; xi is 1e-3, as the original's 1e-6 is less than what float32 rounds away, and leaves of
+the direction mostly noise (its cosine with that of float64 is 0.4, with 1e-3 it is 0.99).
 """
 
 import torch
@@ -16,6 +18,7 @@ from transformers.configuration_utils import SubConfigSpec
 from ._backbone import classify
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import fixed_running_statistics
+from ._distributed import sum_with_gradient, world_size
 from ._initialization import draw_as_torch
 from ._random import VAT_STREAM, fold_in, normal
 from ._semi_supervised import build_classifier, entropy, label_metrics
@@ -29,7 +32,8 @@ class VATConfig(SSLConfig):
     epsilon: length of the adversarial step, of pixels as the network sees them, normalised. xi: of the step at whose end the
     gradient is taken; in mixed precision, whose rounding is coarser, 1 gives the better direction. power_iterations:
     number of such gradients, each taken where the last one points. vat_weight: of the divergence. entropy_weight: of the
-    unlabelled images' entropy; 0: VAT alone.
+    unlabelled images' entropy; 0: VAT alone. balance_weight: of the entropy of their mean prediction, over all processes, which
+    is to be high: where the classes of the unlabelled images are about as frequent.
     """
 
     model_type = "ssl_vat"
@@ -41,9 +45,10 @@ class VATConfig(SSLConfig):
     power_iterations: int = 1
     vat_weight: float = 1.0
     entropy_weight: float = 1.0
+    balance_weight: float = 0.0
 
     def validate_ranges(self):
-        self.check_least(power_iterations=1, vat_weight=0, entropy_weight=0)
+        self.check_least(power_iterations=1, vat_weight=0, entropy_weight=0, balance_weight=0)
         for name in ("epsilon", "xi"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}.")
@@ -74,12 +79,19 @@ class VATForPreTraining(SSLModel):
         loss, uncertainty = supervised + self.config.vat_weight * distance, entropy(clean)
         if self.config.entropy_weight:
             loss = loss + self.config.entropy_weight * uncertainty
+        balance = entropy_of_mean(clean)
+        if self.config.balance_weight:
+            loss = loss - self.config.balance_weight * balance
         return SSLOutput(
             loss=loss,
             logits=logits,
             features=features,
             metrics=label_metrics(logits, labels, supervised)
-            | {"divergence": distance.detach(), "entropy": uncertainty.detach()},
+            | {
+                "divergence": distance.detach(),
+                "entropy": uncertainty.detach(),
+                "entropy_of_mean": balance.detach(),
+            },
         )
 
     def adversarial_direction(self, pixel_values, clean, noise):
@@ -105,6 +117,12 @@ class VATForPreTraining(SSLModel):
 def divergence(p_logits, q_logits):
     """KL(p || q), the mean over the batch, in nats. p_logits, q_logits: (N, K)."""
     return F.kl_div(q_logits.log_softmax(1), p_logits.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def entropy_of_mean(logits):
+    """Of the mean softmax of all processes' images, in nats. logits: (N, K)."""
+    mean = sum_with_gradient(logits.softmax(1).mean(0)) / world_size()  # (K,)
+    return torch.special.entr(mean.clamp(min=1e-12)).sum()
 
 
 def unit(x):

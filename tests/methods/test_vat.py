@@ -73,7 +73,7 @@ class TwoLayersInNumPy:
 class TestVAT(FewLabelsTester):
     model_class = VATForPreTraining
     # a step that leaves to float32 what the direction says, however sums are ordered
-    config = dict(backbone_config=CLASSIFIER, epsilon=2.0, xi=0.5)
+    config = dict(backbone_config=CLASSIFIER, epsilon=2.0, xi=0.5, balance_weight=0.5)
     random_arguments = ("noise", "sample_seeds")
     takes_reentrant_checkpoints = False  # the direction is a gradient, taken within `forward`
 
@@ -119,9 +119,12 @@ class TestVAT(FewLabelsTester):
             slope = (mean_divergence(x + noise + step) - mean_divergence(x + noise - step)) / 2e-5
             assert gradient[place] == pytest.approx(slope, abs=1e-8)
 
-    @pytest.mark.parametrize("entropy_weight", [0.0, 0.6])
-    def test_loss_equals_the_originals_formulas(self, entropy_weight):
-        model, network, batch = self.two_layers(entropy_weight=entropy_weight, vat_weight=0.3)
+    @pytest.mark.parametrize("entropy_weight, balance_weight", [(0.0, 0.0), (0.6, 0.0), (0.6, 0.9)])
+    def test_loss_equals_the_originals_formulas(self, entropy_weight, balance_weight):
+        """And the entropy of the mean prediction that of IMSAT."""
+        model, network, batch = self.two_layers(
+            entropy_weight=entropy_weight, balance_weight=balance_weight, vat_weight=0.3
+        )
         x, noise = (batch[name].flatten(1).numpy() for name in ("pixel_values", "noise"))
         distance, uncertainty = network.losses(x, noise, 0.5, 2.0, 1)
         labelled = batch["labelled_pixel_values"].flatten(1).numpy()
@@ -130,7 +133,10 @@ class TestVAT(FewLabelsTester):
         assert distance > 0.1
         assert output.metrics["divergence"].item() == pytest.approx(distance, abs=1e-6)
         assert output.metrics["entropy"].item() == pytest.approx(uncertainty, abs=1e-6)
-        expected = supervised + 0.3 * distance + entropy_weight * uncertainty
+        mean = softmax(network.logits(x)).mean(0)
+        of_mean = -(mean * np.log(mean)).sum()
+        assert output.metrics["entropy_of_mean"].item() == pytest.approx(of_mean, abs=1e-6)
+        expected = supervised + 0.3 * distance + entropy_weight * uncertainty - balance_weight * of_mean
         assert output.loss.item() == pytest.approx(expected, abs=1e-6)
 
     def test_divergence_and_unit_equal_their_formulas(self):
@@ -163,7 +169,7 @@ class TestVAT(FewLabelsTester):
 
     def test_no_gradient_flows_into_the_clean_prediction_or_the_direction(self):
         """The gradients are those of a constant distribution and a constant step."""
-        model, network, batch = self.two_layers(entropy_weight=0.0)
+        model, network, batch = self.two_layers(entropy_weight=0.0, balance_weight=0.0)
         x, noise = (batch[name].flatten(1).numpy() for name in ("pixel_values", "noise"))
         step = torch.tensor(2.0 * network.direction(x, noise, 0.5, 1)).view_as(batch["pixel_values"])
         p = torch.tensor(softmax(network.logits(x)))
@@ -200,6 +206,7 @@ class TestVAT(FewLabelsTester):
             ({"xi": -1.0}, "xi must be positive, found -1.0"),
             ({"power_iterations": 0}, "power_iterations must be at least 1, found 0"),
             ({"vat_weight": -1.0}, "vat_weight must be at least 0, found -1.0"),
+            ({"balance_weight": -1.0}, "balance_weight must be at least 0, found -1.0"),
             ({"entropy_weight": -1.0}, "entropy_weight must be at least 0, found -1.0"),
         ],
     )
