@@ -15,13 +15,13 @@ PAPER = dict(
     per_device_train_batch_size=200, unlabelled_per_label=1, num_train_epochs=180, eval_protocols="accuracy",
 )  # fmt: skip
 MINUTES = PAPER | dict(
-    image_size=28, optim="adamw", learning_rate=6e-3, weight_decay=0.02, per_device_train_batch_size=48,
-    unlabelled_per_label=3, max_steps=1000, cpu_threads=1, dataloader_num_workers=1,
+    image_size=28, views="weak_and_strong", optim="adamw", learning_rate=6e-3, weight_decay=0.02, per_device_train_batch_size=48,
+    unlabelled_per_label=3, max_steps=2000, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
-# of weights of 10 to 50, and strong views for the student, by accuracy on other training images
+# by accuracy on other training images: 2,000 steps gained 1.2 more points than 1,000
 SMALL = dict(
     backbone_config=resnet8(32), consistency_weight=20.0, ramp_end=0.4, final_momentum=0.99, align_classes=True,
-    separate_statistics=True,
+    temperature=0.5, separate_statistics=True,
 )  # fmt: skip
 PHOTOS = PAPER | dict(image_size=96, num_train_epochs=300)
 PRESETS = {

@@ -15,12 +15,14 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._initialization import draw_as_torch
 from ._semi_supervised import (
+    DistributionAlignment,
     build_classifier,
     classify_all,
+    draw_with_alignment,
     label_metrics,
     mean_squared_difference,
+    sharpen,
     sigmoid_ramp,
 )
 
@@ -31,6 +33,8 @@ class PiModelConfig(SSLConfig):
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     consistency_weight: w at the end of the ramp. ramp_end: the part of the run in which it rises, 80 of 300 epochs.
+    align_classes: make the classes of predictions for the first view as frequent as the labels', as ReMixMatch does; they are
+    then targets, without gradient. temperature: of the sharpening of what that gives, as in MixMatch; 1: none.
     separate_statistics: normalise labelled images and each view of the others by batch statistics of their own.
     """
 
@@ -40,12 +44,16 @@ class PiModelConfig(SSLConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     consistency_weight: float = 100.0
     ramp_end: float = 0.267
+    align_classes: bool = False
+    temperature: float = 1.0
     separate_statistics: bool = False
 
     def validate_ranges(self):
         self.check_least(consistency_weight=0)
         if not 0 < self.ramp_end <= 1:
             raise ValueError(f"ramp_end must be above 0 and at most 1, found {self.ramp_end}.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, found {self.temperature}.")
 
 
 class PiModelForPreTraining(SSLModel):
@@ -56,16 +64,22 @@ class PiModelForPreTraining(SSLModel):
     def __init__(self, config: PiModelConfig):
         super().__init__(config)
         self.backbone = build_classifier(config.backbone_config)
+        self.alignment = DistributionAlignment(config.backbone_config.num_labels) if config.align_classes else None
         self.register_buffer("progress", torch.zeros(()))  # the finished fraction of the run
         self.post_init()
 
     def forward(self, pixel_values, pixel_values_2, labelled_pixel_values, labels, **kwargs):
-        """pixel_values, pixel_values_2: (N, C, H, W), two views of each image. labelled_pixel_values: (B, C, H, W). labels: (B,).
+        """pixel_values, pixel_values_2: (N, C, H, W), two views of each image; where one is augmented more, it is the second.
+        labelled_pixel_values: (B, C, H, W). labels: (B,).
         `logits`: (B, K)."""
         images = labelled_pixel_values, pixel_values, pixel_values_2
         logits, one, other, features = classify_all(self.backbone, *images, separate=self.config.separate_statistics)
         supervised = F.cross_entropy(logits, labels)
-        difference = mean_squared_difference(one.softmax(1), other.softmax(1))  # both with gradient
+        targets = one.softmax(1)  # (N, K), with gradient
+        if self.alignment is not None:
+            targets = self.alignment(targets, labels)  # without
+        targets = sharpen(targets, self.config.temperature)
+        difference = mean_squared_difference(other.softmax(1), targets)
         return SSLOutput(
             loss=supervised + self.weight() * difference,
             logits=logits,
@@ -85,7 +99,7 @@ class PiModelForPreTraining(SSLModel):
         if module is self:
             init.zeros_(self.progress)
         else:
-            draw_as_torch(module)
+            draw_with_alignment(module)
 
 
 __all__ = ["PiModelConfig", "PiModelForPreTraining"]

@@ -16,13 +16,15 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 
 from ._base import SSLConfig, SSLModel, SSLOutput
-from ._initialization import draw_as_torch
 from ._memory import write_rows
 from ._semi_supervised import (
+    DistributionAlignment,
     build_classifier,
     classify_all,
+    draw_with_alignment,
     label_metrics,
     mean_squared_difference,
+    sharpen,
     sigmoid_ramp,
 )
 
@@ -34,7 +36,9 @@ class TemporalEnsemblingConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     num_samples: n, rows of the data; set by the command line. consistency_weight: w at the end of the ramp. ramp_end: the part
     of the run in which it rises, 80 of 300 epochs. ensemble_momentum: alpha, what the ensemble of a row keeps of itself each
-    epoch. separate_statistics: normalise labelled and unlabelled images by batch statistics of their own.
+    epoch. align_classes: make the classes of the predictions that it is made of as frequent as the labels', as ReMixMatch does.
+    temperature: of the sharpening of what the ensemble gives, as in MixMatch; 1: none. separate_statistics: normalise labelled
+    and unlabelled images by batch statistics of their own.
     """
 
     model_type = "ssl_temporal_ensembling"
@@ -45,12 +49,16 @@ class TemporalEnsemblingConfig(SSLConfig):
     consistency_weight: float = 30.0
     ramp_end: float = 0.267
     ensemble_momentum: float = 0.6
+    align_classes: bool = False
+    temperature: float = 1.0
     separate_statistics: bool = False
 
     def validate_ranges(self):
         self.check_least(num_samples=0, consistency_weight=0)
         if not 0 < self.ramp_end <= 1:
             raise ValueError(f"ramp_end must be above 0 and at most 1, found {self.ramp_end}.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, found {self.temperature}.")
         if not 0 <= self.ensemble_momentum < 1:
             raise ValueError(f"ensemble_momentum must be at least 0 and below 1, found {self.ensemble_momentum}.")
 
@@ -64,6 +72,7 @@ class TemporalEnsemblingForPreTraining(SSLModel):
     def __init__(self, config: TemporalEnsemblingConfig):
         super().__init__(config)
         self.backbone = build_classifier(config.backbone_config)
+        self.alignment = DistributionAlignment(config.backbone_config.num_labels) if config.align_classes else None
         size = config.num_samples, config.backbone_config.num_labels
         self.register_buffer("ensemble", torch.empty(size))  # Z, (n, K)
         self.register_buffer("predictions", torch.empty(size))  # z, (n, K), the last predictions for each row
@@ -81,7 +90,8 @@ class TemporalEnsemblingForPreTraining(SSLModel):
         supervised = F.cross_entropy(logits, labels)
         difference = mean_squared_difference(p, self.targets(sample_indices))
         if self.training:
-            write_rows(self.predictions, sample_indices, p.detach())
+            guesses = p.detach() if self.alignment is None else self.alignment(p, labels)
+            write_rows(self.predictions, sample_indices, guesses)
         return SSLOutput(
             loss=supervised + self.weight() * difference,
             logits=logits,
@@ -90,10 +100,10 @@ class TemporalEnsemblingForPreTraining(SSLModel):
         )
 
     def targets(self, sample_indices):
-        """The ensemble of these rows without the zeros that it began with, Z / (1 - alpha^t), (N, K); zeros in the first
-        epoch."""
-        correction = 1 - self.config.ensemble_momentum**self.epochs
-        return self.ensemble[sample_indices] / torch.where(self.epochs > 0, correction, 1)
+        """The ensemble of these rows without the zeros that it began with, Z / (1 - alpha^t), sharpened, (N, K); zeros in the
+        first epoch."""
+        mean = self.ensemble[sample_indices] / (1 - self.config.ensemble_momentum**self.epochs)
+        return torch.where(self.epochs > 0, sharpen(mean, self.config.temperature), 0)
 
     def weight(self):
         """w(t); 0 in the first epoch, which has no targets."""
@@ -114,7 +124,7 @@ class TemporalEnsemblingForPreTraining(SSLModel):
             for buffer in (self.ensemble, self.predictions, self.epochs, self.progress):
                 init.zeros_(buffer)
         else:
-            draw_as_torch(module)
+            draw_with_alignment(module)
 
 
 __all__ = ["TemporalEnsemblingConfig", "TemporalEnsemblingForPreTraining"]

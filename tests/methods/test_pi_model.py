@@ -12,9 +12,26 @@ from methods.few_labels import (
     gradients,
     logits_of,
     softmax,
+    uneven,
 )
 
 from hf_ssl import PiModelConfig, PiModelForPreTraining
+
+
+class TestAligned(FewLabelsTester):
+    model_class = PiModelForPreTraining
+    config = dict(backbone_config=CLASSIFIER, align_classes=True, temperature=0.5, separate_statistics=True)
+
+    def test_loss_equals_a_slow_formula(self):
+        """The first view's prediction, aligned and sharpened, is the target of the second's."""
+        model, batch = self.decided_model(), self.batch()
+        target = softmax((logits_of(model.backbone, batch["pixel_values"]) + uneven(model)) / 0.5)
+        p = softmax(logits_of(model.backbone, batch["pixel_values_2"]))
+        difference = np.mean([np.sum((a - b) ** 2) / 4 for a, b in zip(p, target, strict=True)])
+        supervised = cross_entropy(logits_of(model.backbone, batch["labelled_pixel_values"]), batch["labels"])
+        output = model(**batch)
+        assert output.metrics["difference"].item() == pytest.approx(difference, rel=1e-4) and difference > 1e-3
+        assert output.loss.item() == pytest.approx(supervised + 100 * difference, rel=1e-5)
 
 
 class TestPiModel(FewLabelsTester):
@@ -62,6 +79,7 @@ class TestPiModel(FewLabelsTester):
         [
             ({"consistency_weight": -1.0}, "consistency_weight must be at least 0, found -1.0"),
             ({"ramp_end": 0.0}, "ramp_end must be above 0 and at most 1, found 0.0"),
+            ({"temperature": -1.0}, "temperature must be positive, found -1.0"),
         ],
     )
     def test_what_cannot_be_is_refused(self, change, message):

@@ -5,14 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from methods.few_labels import CLASSIFIER, FewLabelsTester, cross_entropy, logits_of, softmax
+from methods.few_labels import CLASSIFIER, FewLabelsTester, cross_entropy, logits_of, softmax, uneven
 
 from hf_ssl import TemporalEnsemblingConfig, TemporalEnsemblingForPreTraining
 
 
 class TestTemporalEnsembling(FewLabelsTester):
     model_class = TemporalEnsemblingForPreTraining
-    config = dict(backbone_config=CLASSIFIER, num_samples=16)
+    config = dict(
+        backbone_config=CLASSIFIER, num_samples=16, align_classes=True, temperature=0.5, separate_statistics=True
+    )
 
     def model(self, seed=0):
         """In the second epoch, after one in which all rows were taken for what they are."""
@@ -21,10 +23,12 @@ class TestTemporalEnsembling(FewLabelsTester):
         model.before_epoch(1, None)
         return model
 
-    def new_model(self):
-        """In the first epoch, learning, with the statistics of evaluation, so that images do not see each other."""
+    def new_model(self, **changes):
+        """With the original's settings, in the first epoch, learning, with the statistics of evaluation, so that images do not
+        see each other."""
         torch.manual_seed(0)
-        model = self.model_class(TemporalEnsemblingConfig(**self.config)).eval()
+        config = TemporalEnsemblingConfig(backbone_config=CLASSIFIER, num_samples=16, **changes)
+        model = self.model_class(config).eval()
         model.training = True
         with torch.no_grad():
             model.backbone.classifier[1].weight *= 10
@@ -63,6 +67,30 @@ class TestTemporalEnsembling(FewLabelsTester):
                 targets_moved.append(np.abs(predictions[rows] - targets).max())
         assert min(targets_moved[2:]) > 1e-2  # there was something to compare
 
+    def test_aligned_and_sharpened_ensembles_equal_a_slow_loop(self):
+        """What is remembered has the labels' frequencies; what the ensemble gives is sharpened."""
+        model, ensemble, predictions = self.new_model(align_classes=True, temperature=0.5), 0, np.zeros((16, 4))
+        factors = uneven(model)
+        for epoch in range(4):
+            ensemble = 0.6 * ensemble + 0.4 * predictions
+            model.before_epoch(epoch, None)
+            for half, rows in enumerate(torch.arange(16).split(8)):
+                batch = self.batch(seed=2 * epoch + half) | {"sample_indices": rows}
+                logits = logits_of(model.backbone, batch["pixel_values"])
+                targets = np.zeros((8, 4))
+                if epoch:
+                    means = ensemble[rows] / (1 - 0.6**epoch)
+                    targets = np.array([mean**2 / (mean**2).sum() for mean in means])
+                    np.testing.assert_allclose(model.targets(rows), targets, atol=1e-6)
+                    assert np.abs(targets - means).max() > 0.05
+                supervised = cross_entropy(logits_of(model.backbone, batch["labelled_pixel_values"]), batch["labels"])
+                expected = supervised + model.weight().item() * ((softmax(logits) - targets) ** 2).mean()
+                assert model(**batch).loss.item() == pytest.approx(expected, rel=1e-5)
+                predictions[rows] = softmax(logits + factors)
+                np.testing.assert_allclose(model.predictions[rows], predictions[rows], atol=1e-6)
+            model.after_step((epoch + 1) / 4)
+        assert model.weight() == 30
+
     def test_the_weight_equals_the_papers_ramp_and_is_0_in_the_first_epoch(self):
         model, epochs = self.new_model(), (0, 1, 20, 40, 79, 80, 300)
         model.config.ramp_end = 80 / 300
@@ -99,6 +127,7 @@ class TestTemporalEnsembling(FewLabelsTester):
             ({"num_samples": -1}, "num_samples must be at least 0, found -1"),
             ({"consistency_weight": -1.0}, "consistency_weight must be at least 0, found -1.0"),
             ({"ramp_end": 1.1}, "ramp_end must be above 0 and at most 1, found 1.1"),
+            ({"temperature": 0.0}, "temperature must be positive, found 0.0"),
             ({"ensemble_momentum": 1.0}, "ensemble_momentum must be at least 0 and below 1, found 1.0"),
         ],
     )
