@@ -146,7 +146,9 @@ def _train(data, output_dir, method, options):
     rows, column = image_rows(load_split(str(data)))
     decoder = ImageDecoder(column, 3, Views(16, [0.5], [0.5], VIEWS["weak_and_strong"]))
     decoder = LabelledCompanions(decoder, rows.select(range(0, 120, 4)), "label")
-    config = METHODS[method].config_class(backbone_config=TINY_RESNET | dict(num_labels=10))
+    config_class = METHODS[method].config_class
+    settings = {"align_classes": True} if hasattr(config_class, "align_classes") else {}
+    config = config_class(backbone_config=TINY_RESNET | dict(num_labels=10), **settings)
     if METHODS[method].uses_sample_indices:
         config.num_samples = len(rows)
     torch.manual_seed(args.seed)
@@ -165,7 +167,7 @@ def _train(data, output_dir, method, options):
     ],
 )
 def test_a_killed_run_goes_on_bitwise(shards, tmp_path, method, processes):
-    """The ensembles of all rows, averages and ramps too: killed within an epoch, and by chance at its border."""
+    """Ensembles of all rows, averages and frequencies of classes too: killed within an epoch, and by chance at its border."""
     options = {"per_device_train_batch_size": 12 // processes}
     whole = launch(_train, shards, tmp_path / "whole", method, options, processes=processes)[0]
     options |= {"resume_from_checkpoint": "auto"}
