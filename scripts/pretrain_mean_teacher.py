@@ -18,7 +18,7 @@ MINUTES = PAPER | dict(
     image_size=28, views="weak_and_strong", optim="adamw", learning_rate=6e-3, weight_decay=0.02, per_device_train_batch_size=48,
     unlabelled_per_label=3, max_steps=2000, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
-# by accuracy on other training images: 2,000 steps gained 1.2 more points than 1,000
+# by accuracy on other training images: 1.8 points more than 1,000 steps, the mean of three seeds
 SMALL = dict(
     backbone_config=resnet8(32), consistency_weight=20.0, ramp_end=0.4, final_momentum=0.99, align_classes=True,
     temperature=0.5, separate_statistics=True,

@@ -4,9 +4,9 @@ Miyato et al. 2017, https://arxiv.org/abs/1704.03976. Official code: https://git
 by power iteration: the divergence of predictions grows with the square of a step, so its gradient a tiny step away from the
 image points along the axis of steepest growth. All passes normalise by batch statistics, and only the labelled one moves the
 running ones. Least entropy can be had by one class for all, which the entropy of the mean prediction keeps off: together they
-are the mutual information of images and classes (Hu et al. 2017, IMSAT, https://arxiv.org/abs/1702.08720). Deviations: batch
-statistics are those of all processes; xi is 1e-3, as the original's 1e-6 is less than what float32 rounds away, and leaves of
-the direction mostly noise (its cosine with that of float64 is 0.4, with 1e-3 it is 0.99).
+are the mutual information of images and classes, as in IMSAT (Hu et al. 2017). Deviations: batch statistics are those of all
+processes; xi is 1e-3, as the original's 1e-6 is less than what float32 rounds away, and leaves of the direction mostly noise
+(its cosine with that of float64 is 0.4, with 1e-3 it is 0.99).
 """
 
 import torch
@@ -33,7 +33,7 @@ class VATConfig(SSLConfig):
     gradient is taken; in mixed precision, whose rounding is coarser, 1 gives the better direction. power_iterations:
     number of such gradients, each taken where the last one points. vat_weight: of the divergence. entropy_weight: of the
     unlabelled images' entropy; 0: VAT alone. balance_weight: of the entropy of their mean prediction, over all processes, which
-    is to be high: where the classes of the unlabelled images are about as frequent.
+    is to be high, where the classes of the unlabelled images are about as frequent (https://arxiv.org/abs/1702.08720).
     """
 
     model_type = "ssl_vat"
