@@ -15,12 +15,14 @@ PAPER = dict(
     per_device_train_batch_size=256, unlabelled_per_label=1, num_train_epochs=200, eval_protocols="accuracy",
 )  # fmt: skip
 MINUTES = PAPER | dict(
-    image_size=28, views="weak", optim="adamw", learning_rate=6e-3, weight_decay=0.02, per_device_train_batch_size=24,
-    unlabelled_per_label=3, max_steps=1200, cpu_threads=1, dataloader_num_workers=1,
+    image_size=28, views="weak", optim="adamw", learning_rate=0.018, weight_decay=0.02, per_device_train_batch_size=16,
+    unlabelled_per_label=1, max_steps=1500, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
+# by accuracy on other training images: turning the labelled ones too lost 4 points, beside labels alone
+SMALL = dict(backbone_config=resnet8(16), turn_labelled=False)
 PHOTOS = PAPER | dict(image_size=96, num_train_epochs=200)
 PRESETS = {
-    "resnet8x2": Preset(dict(backbone_config=resnet8(32)), MINUTES, "28 px, minutes on a CPU"),
+    "resnet8": Preset(SMALL, MINUTES, "28 px, minutes on a CPU"),
     "resnet18": Preset(dict(backbone_config=RESNET18), PHOTOS, "96 px, thousands of photos"),
     "resnet50": Preset({}, PAPER, "224 px, the paper's settings"),
 }

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from test_scripts import pictures, run, run_card  # noqa: F401
 from test_training import after_step, same_weights
 from transformers import AutoModelForImageClassification, AutoModelForPreTraining
 
+from hf_ssl.cli import last_view, one_view
 from hf_ssl.data import VIEWS, DataError, ImageDecoder, LabelledCompanions, Views, image_rows, load_split
 from hf_ssl.data.labels import class_numbers, draw_labels, wrong_labels
 from hf_ssl.data.pixels import cut_out, move
@@ -134,6 +136,17 @@ def test_weak_views_keep_what_strong_ones_change():
         assert found.max() < 1e-5
     assert (made["pixel_values_2"] == 0.5).float().mean() > 0.1  # the square
     assert not torch.equal(made["pixel_values"], originals)
+
+
+def test_of_weak_and_strong_views_the_first_is_weak_and_the_last_strong():
+    args = LabelArguments(output_dir="unused", views="weak_and_strong", max_steps=1)
+    processor = SimpleNamespace(image_mean=[0.5], image_std=[0.5])
+    weak, strong = (view(args, 16, processor) for view in (one_view, last_view))
+    assert [len(views.recipes) for views in (weak, strong)] == [1, 1]
+    images, seeds = torch.full((8, 1, 3, 16, 16), 100, dtype=torch.uint8), torch.arange(8)
+    boxes = torch.tensor([0, 0, 16, 16]).expand(8, 1, 4)
+    assert len(weak(images, seeds, boxes)["pixel_values"].unique()) == 1  # nothing is darkened or cut out
+    assert len(strong(images, seeds, boxes)["pixel_values"].unique()) > 4
 
 
 def _train(data, output_dir, method, options):

@@ -2,7 +2,7 @@
 data goes from its arguments to rows and their decoder, pretrain.py from there to the release."""
 
 from .audio import audio_data
-from .images import RESNET18, RESNET50, image_data, one_view, resnet8, two_views, view_size, vit
+from .images import RESNET18, RESNET50, image_data, last_view, one_view, resnet8, two_views, view_size, vit
 from .parse import build_model, override_config, parse_arguments, set_up_logging
 from .pretrain import (
     Preset,
@@ -23,6 +23,7 @@ __all__ = [
     "build_model",
     "count_samples",
     "image_data",
+    "last_view",
     "one_view",
     "override_config",
     "parse_arguments",

@@ -134,6 +134,12 @@ def one_view(args, size, processor):
     return RandomResizedCropAndFlip(size, processor.image_mean, processor.image_std, scale)
 
 
+def last_view(args, size, processor):
+    """Of the augmentation that `--views` names the last view: of weak and strong ones the strong one."""
+    views = two_views(args, size, processor)
+    return replace(views, recipes=views.recipes[-1:])
+
+
 def two_views(args, size, processor):
     """The augmentation that `--views` names, with the changes that other arguments make."""
     given = {name: getattr(args, name) for name in ("jitter_strength", "blur_probability", "solarize_probability")}

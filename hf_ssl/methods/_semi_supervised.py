@@ -1,5 +1,7 @@
 """What semi-supervised methods share: labelled and unlabelled images in one pass, how their weights rise, and what they log."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,15 +34,16 @@ def head_width(classifier):
     return [module for module in classifier.classifier.modules() if isinstance(module, nn.Linear)][-1].in_features
 
 
-def classify_all(classifier, labelled, *unlabelled, separate=False):
+def classify_all(classifier, labelled, *unlabelled, separate=False, moving=1):
     """Logits of labelled images (B, C, H, W) and of each of `unlabelled` (N, C, H, W), and the features of the first unlabelled
-    ones. One pass, whose batch statistics are those of all; with `separate` a pass each, with statistics of its own, of which
-    those of the first unlabelled images move the running ones: they are many, and the least augmented."""
+    ones. One pass, whose batch statistics are those of all; with `separate` a pass each, with statistics of its own. moving: the
+    kind whose statistics then move the running ones; the first unlabelled images are many, the labelled ones, 0, least augmented."""
     if separate:
-        with fixed_running_statistics(classifier):
-            logits, *others = (classify(classifier, images)[0] for images in (labelled, *unlabelled[1:]))
-        first, features = classify(classifier, unlabelled[0])
-        return logits, first, *others, features
+        outputs = []
+        for kind, images in enumerate((labelled, *unlabelled)):
+            with nullcontext() if kind == moving else fixed_running_statistics(classifier):
+                outputs.append(classify(classifier, images))
+        return *(logits for logits, _ in outputs), outputs[1][1]
     sizes = [len(images) for images in (labelled, *unlabelled)]
     logits, features = classify(classifier, torch.cat([labelled, *unlabelled]))
     return *logits.split(sizes), features.split(sizes)[1]

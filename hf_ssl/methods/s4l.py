@@ -3,6 +3,9 @@
 Zhai et al. 2019, https://arxiv.org/abs/1905.03670, S4L-Rotation. Official code: https://github.com/google-research/s4l. The
 pretext task, which needs no label, is learnt beside the labels instead of before them, by the same network. Labelled images
 are turned too, and each turn is to get the label. Deviation: batch statistics are those of all processes.
+
+A network that is to know a class however it is turned has more to learn from a few labels than a test asks for. With
+`turn_labelled=False` labelled images stay as they are, and have batch statistics of their own, which move the running ones.
 """
 
 import torch
@@ -14,6 +17,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ._backbone import classify
 from ._base import SSLConfig, SSLModel, SSLOutput
+from ._batch_norm import fixed_running_statistics
 from ._initialization import draw_as_torch
 from ._semi_supervised import build_classifier, head_width, label_metrics
 from ._turns import rotate
@@ -26,7 +30,8 @@ class S4LConfig(SSLConfig):
     """Defaults: the original's, with a ResNet-50.
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
-    rotation_weight: of the mean of two losses, that of labelled images and that of unlabelled ones.
+    rotation_weight: of the loss of turns, the mean of that of labelled images and that of unlabelled ones. turn_labelled: turn the
+    labelled images too; without it the unlabelled ones alone have that loss.
     """
 
     model_type = "ssl_s4l"
@@ -34,6 +39,7 @@ class S4LConfig(SSLConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     rotation_weight: float = 1.0
+    turn_labelled: bool = True
 
     def validate_ranges(self):
         self.check_least(rotation_weight=0)
@@ -53,22 +59,32 @@ class S4LForPreTraining(SSLModel):
     def forward(self, pixel_values, labelled_pixel_values, labels, **kwargs):
         """pixel_values: (N, C, H, W), H = W. labelled_pixel_values: (B, C, H, W). labels: (B,). `logits`: (B, K), of what is not
         turned."""
-        turned = [rotate(images, TURNS) for images in (labelled_pixel_values, pixel_values)]  # (4 B, ...), (4 N, ...)
-        sizes = [len(images) for images in turned]
-        logits, features = classify(self.backbone, torch.cat(turned))
-        logits, features = logits[: sizes[0]], features.split(sizes)
-        supervised = F.cross_entropy(logits, labels.repeat(TURNS))
-        turn_logits = [self.turn_head(part).float() for part in features]  # (4 B, 4), (4 N, 4)
-        turns = [torch.arange(TURNS, device=labels.device).repeat_interleave(size // TURNS) for size in sizes]
-        rotation = torch.stack([F.cross_entropy(*each) for each in zip(turn_logits, turns, strict=True)]).mean()
-        turns_right = (turn_logits[1].argmax(1) == turns[1]).float().mean()
+        count, turned = len(labels), rotate(pixel_values, TURNS)  # (4 N, C, H, W)
+        if self.config.turn_labelled:
+            labels = labels.repeat(TURNS)  # (4 B,)
+            images = torch.cat([rotate(labelled_pixel_values, TURNS), turned])
+            logits, features = classify(self.backbone, images)
+            logits, features = logits[: len(labels)], features.split([len(labels), len(turned)])
+        else:
+            logits, _ = classify(self.backbone, labelled_pixel_values)
+            with fixed_running_statistics(self.backbone):
+                features = [classify(self.backbone, turned)[1]]
+        supervised = F.cross_entropy(logits, labels)
+        losses, right = zip(*(self.predict_turns(part) for part in features), strict=True)
+        rotation = torch.stack(losses).mean()
         return SSLOutput(
             loss=supervised + self.config.rotation_weight * rotation,
-            logits=logits[: len(labels)],
-            features=features[1],
-            metrics=label_metrics(logits, labels.repeat(TURNS), supervised)
-            | {"rotation": rotation.detach(), "turns_right": turns_right},
+            logits=logits[:count],
+            features=features[-1],
+            metrics=label_metrics(logits, labels, supervised)
+            | {"rotation": rotation.detach(), "turns_right": right[-1]},
         )
+
+    def predict_turns(self, features):
+        """(cross-entropy, the part that is right) of (4 M, D), of M images in the four turns, turn by turn."""
+        logits = self.turn_head(features).float()
+        turns = torch.arange(TURNS, device=logits.device).repeat_interleave(len(logits) // TURNS)
+        return F.cross_entropy(logits, turns), (logits.argmax(1) == turns).float().mean()
 
     def check_images(self, height, width):
         if height != width:

@@ -38,7 +38,7 @@ class TemporalEnsemblingConfig(SSLConfig):
     of the run in which it rises, 80 of 300 epochs. ensemble_momentum: alpha, what the ensemble of a row keeps of itself each
     epoch. align_classes: make the classes of the predictions that it is made of as frequent as the labels', as ReMixMatch does.
     temperature: of the sharpening of what the ensemble gives, as in MixMatch; 1: none. separate_statistics: normalise labelled
-    and unlabelled images by batch statistics of their own.
+    and unlabelled images by batch statistics of their own, of which those of labelled ones move the running ones.
     """
 
     model_type = "ssl_temporal_ensembling"
@@ -84,7 +84,7 @@ class TemporalEnsemblingForPreTraining(SSLModel):
         """pixel_values: (N, C, H, W). sample_indices: (N,), their rows. labelled_pixel_values: (B, C, H, W). labels: (B,).
         `logits`: (B, K)."""
         logits, unlabelled_logits, features = classify_all(
-            self.backbone, labelled_pixel_values, pixel_values, separate=self.config.separate_statistics
+            self.backbone, labelled_pixel_values, pixel_values, separate=self.config.separate_statistics, moving=0
         )
         p = unlabelled_logits.softmax(1)  # (N, K)
         supervised = F.cross_entropy(logits, labels)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from methods.few_labels import CLASSIFIER, FewLabelsTester, cross_entropy, logits_of, softmax, uneven
+from methods.few_labels import CLASSIFIER, FewLabelsTester, cross_entropy, logits_of, softmax, statistics, uneven
 
 from hf_ssl import TemporalEnsemblingConfig, TemporalEnsemblingForPreTraining
 
@@ -120,6 +120,14 @@ class TestTemporalEnsembling(FewLabelsTester):
         model(**batch)
         torch.testing.assert_close(model.predictions, expected, rtol=0, atol=1e-6)
         assert (p[2] - p[7]).abs().max() > 1e-2 and not model.predictions.requires_grad
+
+    def test_the_labelled_images_alone_move_running_statistics(self):
+        model, batch = self.model().train(), self.batch()
+        alone = model.export_encoder().train()
+        alone(batch["labelled_pixel_values"])
+        model(**batch)
+        for name, value in statistics(alone).items():
+            torch.testing.assert_close(model.backbone.get_buffer(name), value)
 
     @pytest.mark.parametrize(
         "change, message",
