@@ -37,7 +37,7 @@ def head_width(classifier):
 def classify_all(classifier, labelled, *unlabelled, separate=False, moving=1):
     """Logits of labelled images (B, C, H, W) and of each of `unlabelled` (N, C, H, W), and the features of the first unlabelled
     ones. One pass, whose batch statistics are those of all; with `separate` a pass each, with statistics of its own. moving: the
-    kind whose statistics then move the running ones; the first unlabelled images are many, the labelled ones, 0, least augmented."""
+    kind whose statistics then move the running ones: the first unlabelled images, which are many, or 0, the labelled ones."""
     if separate:
         outputs = []
         for kind, images in enumerate((labelled, *unlabelled)):

@@ -30,8 +30,8 @@ class S4LConfig(SSLConfig):
     """Defaults: the original's, with a ResNet-50.
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
-    rotation_weight: of the loss of turns, the mean of that of labelled images and that of unlabelled ones. turn_labelled: turn the
-    labelled images too; without it the unlabelled ones alone have that loss.
+    rotation_weight: of the loss of turns, the mean of that of labelled images and that of unlabelled ones. turn_labelled: turn
+    the labelled images too; without it the unlabelled ones alone have that loss.
     """
 
     model_type = "ssl_s4l"

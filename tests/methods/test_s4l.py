@@ -12,8 +12,8 @@ class TestS4L(FewLabelsTester):
 
     @pytest.mark.parametrize("turn_labelled", [True, False])
     def test_loss_equals_a_slow_formula(self, turn_labelled):
-        """Classes of the labelled images in all turns; turns of both kinds, a mean each, and the mean of the two. Or classes of the
-        labelled images as they are, and turns of the others."""
+        """Classes of the labelled images in all turns; turns of both kinds, a mean each, and the mean of the two. Or classes of
+        the labelled images as they are, and turns of the others."""
         model, batch = self.decided_model(rotation_weight=0.7, turn_labelled=turn_labelled), self.batch()
         classes, turns = [], []
         for name in ("labelled_pixel_values", "pixel_values"):
