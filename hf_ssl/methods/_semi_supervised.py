@@ -95,8 +95,8 @@ def linear_ramp(progress, start=0.0):
 
 
 def sharpen(p, temperature):
-    """Probabilities (N, K) to the power of 1 / temperature, normalised; those of 0 stay so."""
-    return (p.log() / temperature).softmax(1)
+    """Probabilities (N, K) to the power of 1 / temperature, normalised; one that is 0 gets no gradient, and gives none."""
+    return (p.clamp(min=torch.finfo(p.dtype).tiny).log() / temperature).softmax(1)
 
 
 def entropy(logits):

@@ -70,8 +70,7 @@ class PiModelForPreTraining(SSLModel):
 
     def forward(self, pixel_values, pixel_values_2, labelled_pixel_values, labels, **kwargs):
         """pixel_values, pixel_values_2: (N, C, H, W), two views of each image; where one is augmented more, it is the second.
-        labelled_pixel_values: (B, C, H, W). labels: (B,).
-        `logits`: (B, K)."""
+        labelled_pixel_values: (B, C, H, W). labels: (B,). `logits`: (B, K)."""
         images = labelled_pixel_values, pixel_values, pixel_values_2
         logits, one, other, features = classify_all(self.backbone, *images, separate=self.config.separate_statistics)
         supervised = F.cross_entropy(logits, labels)

@@ -101,7 +101,7 @@ class TemporalEnsemblingForPreTraining(SSLModel):
 
     def targets(self, sample_indices):
         """The ensemble of these rows without the zeros that it began with, Z / (1 - alpha^t), sharpened, (N, K); zeros in the
-        first epoch."""
+        first epoch, and of a row that this has not shown all classes alike."""
         mean = self.ensemble[sample_indices] / (1 - self.config.ensemble_momentum**self.epochs)
         return torch.where(self.epochs > 0, sharpen(mean, self.config.temperature), 0)
 

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from methods.few_labels import (
@@ -73,6 +74,14 @@ class TestPiModel(FewLabelsTester):
         assert all(max(part[name].abs().max() for name in part) > 1e-2 for part in parts)
         expected = {name: sum(part[name] for part in parts) for name in parts[0]}
         assert_same_gradients(gradients(model(**batch).loss, model), expected)
+
+    def test_a_view_that_is_quite_sure_has_finite_gradients(self):
+        """Whose other probabilities are 0 in float32."""
+        model, batch = self.decided_model(temperature=0.5), self.batch()
+        with torch.no_grad():
+            model.backbone.classifier[1].weight *= 1000
+        assert (model.backbone(batch["pixel_values"]).logits.softmax(1) == 0).any()
+        assert all(gradient.isfinite().all() for gradient in gradients(model(**batch).loss, model).values())
 
     @pytest.mark.parametrize(
         "change, message",

@@ -91,6 +91,17 @@ class TestTemporalEnsembling(FewLabelsTester):
             model.after_step((epoch + 1) / 4)
         assert model.weight() == 30
 
+    def test_a_row_that_the_first_epoch_has_not_shown_may_be_of_any_class(self):
+        """A batch across the border of two epochs belongs to the later one."""
+        model, batch = self.new_model(temperature=0.5), self.batch()
+        model.predictions[2:] = F.one_hot(torch.arange(14) % 4, 4).float()
+        model.before_epoch(1, None)
+        batch["sample_indices"] = torch.arange(8)
+        assert model(**batch).loss.isfinite()
+        np.testing.assert_allclose(
+            model.targets(torch.tensor([0, 1, 2])), [[0.25] * 4, [0.25] * 4, [1, 0, 0, 0]], atol=1e-6
+        )
+
     def test_the_weight_equals_the_papers_ramp_and_is_0_in_the_first_epoch(self):
         model, epochs = self.new_model(), (0, 1, 20, 40, 79, 80, 300)
         model.config.ramp_end = 80 / 300
