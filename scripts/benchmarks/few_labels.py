@@ -46,7 +46,7 @@ def fixmatch(method):
 
 
 def epsilon(method):
-    return {f"epsilon = {value}": ("vat", dict(epsilon=value), []) for value in (1.0, 2.0, 4.0, 8.0, 16.0)}
+    return {f"epsilon = {value}": ("vat", dict(epsilon=value), []) for value in (0.35, 0.7, 1.4, 2.8, 5.6)}
 
 
 PARTS = {"labels": counts, "noise": noise, "mixmatch": mixmatch, "fixmatch": fixmatch, "epsilon": epsilon}
