@@ -30,8 +30,14 @@ def build_classifier(config):
 
 
 def head_width(classifier):
-    """D, of the features that the head of a classifier reads."""
-    return [module for module in classifier.classifier.modules() if isinstance(module, nn.Linear)][-1].in_features
+    """D, of the features that the head of a classifier reads. Raises ValueError if it has no linear layer."""
+    for module in classifier.classifier.modules():
+        if isinstance(module, nn.Linear):
+            return module.in_features
+    kind = classifier.config.model_type
+    raise ValueError(
+        f"backbone_config of model_type '{kind}' gives a head without a linear layer: choose another image encoder."
+    )
 
 
 def classify_all(classifier, labelled, *unlabelled, separate=False, moving=1):

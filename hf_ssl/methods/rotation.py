@@ -17,7 +17,7 @@ from ._backbone import build_backbone, check_backbone
 from ._base import PretextLine, SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import GlobalBatchNorm, replace_batch_norm
 from ._initialization import draw_as_torch
-from ._turns import rotate
+from ._rotations import rotate
 
 
 @strict

@@ -5,7 +5,7 @@ pretext task, which needs no label, is learnt beside the labels instead of befor
 are turned too, and each turn is to get the label. Deviation: batch statistics are those of all processes.
 
 A network that is to know a class however it is turned has more to learn from a few labels than a test asks for. With
-`turn_labelled=False` labelled images stay as they are, and have batch statistics of their own, which move the running ones.
+`rotate_labelled=False` labelled images stay as they are, and have batch statistics of their own, which move the running ones.
 """
 
 import torch
@@ -19,8 +19,8 @@ from ._backbone import classify
 from ._base import SSLConfig, SSLModel, SSLOutput
 from ._batch_norm import fixed_running_statistics
 from ._initialization import draw_as_torch
+from ._rotations import rotate
 from ._semi_supervised import build_classifier, head_width, label_metrics
-from ._turns import rotate
 
 TURNS = 4  # by 0, 90, 180 and 270 degrees
 
@@ -30,7 +30,7 @@ class S4LConfig(SSLConfig):
     """Defaults: the original's, with a ResNet-50.
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
-    rotation_weight: of the loss of turns, the mean of that of labelled images and that of unlabelled ones. turn_labelled: turn
+    rotation_weight: of the loss of turns, the mean of that of labelled images and that of unlabelled ones. rotate_labelled: turn
     the labelled images too; without it the unlabelled ones alone have that loss.
     """
 
@@ -39,7 +39,7 @@ class S4LConfig(SSLConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     rotation_weight: float = 1.0
-    turn_labelled: bool = True
+    rotate_labelled: bool = True
 
     def validate_ranges(self):
         self.check_least(rotation_weight=0)
@@ -59,8 +59,9 @@ class S4LForPreTraining(SSLModel):
     def forward(self, pixel_values, labelled_pixel_values, labels, **kwargs):
         """pixel_values: (N, C, H, W), H = W. labelled_pixel_values: (B, C, H, W). labels: (B,). `logits`: (B, K), of what is not
         turned."""
+        self.check_images(*pixel_values.shape[-2:])
         count, turned = len(labels), rotate(pixel_values, TURNS)  # (4 N, C, H, W)
-        if self.config.turn_labelled:
+        if self.config.rotate_labelled:
             labels = labels.repeat(TURNS)  # (4 B,)
             images = torch.cat([rotate(labelled_pixel_values, TURNS), turned])
             logits, features = classify(self.backbone, images)

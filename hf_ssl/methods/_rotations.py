@@ -1,4 +1,4 @@
-"""Images in all of their turns."""
+"""Rotated images."""
 
 import torch
 import torch.nn.functional as F
