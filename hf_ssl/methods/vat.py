@@ -1,12 +1,13 @@
-"""Virtual adversarial training: the small change of an image that would change the prediction most is to change nothing.
+"""Virtual adversarial training: the small change of an image that changes the prediction most must change it little.
 
 Miyato et al. 2017, https://arxiv.org/abs/1704.03976. Official code: https://github.com/takerum/vat_tf. The direction is found
 by power iteration: the divergence of predictions grows with the square of a step, so its gradient a tiny step away from the
 image points along the axis of steepest growth. All passes normalise by batch statistics, and only the labelled one moves the
-running ones. Least entropy can be had by one class for all, which the entropy of the mean prediction keeps off: together they
-are the mutual information of images and classes, as in IMSAT (Hu et al. 2017). Deviations: batch statistics are those of all
-processes; xi is 1e-3, as the original's 1e-6 is less than what float32 rounds away, and leaves of the direction mostly noise
-(its cosine with that of float64 is 0.4, with 1e-3 it is 0.99).
+running ones. All drop the same units, if the network drops any. Deviations: the least entropy can be had by one class for all,
+which the entropy of the mean prediction may keep off; with one weight for both it is the mutual information of images and
+classes, as in IMSAT (Hu et al. 2017). Batch statistics are those of all processes; xi is 1e-3, as the original's 1e-6 is less
+than what float32 rounds away, and leaves of the direction mostly noise (its cosine with that of float64 is 0.4, with 1e-3 it is
+0.99).
 """
 
 import torch
@@ -28,12 +29,12 @@ from ._semi_supervised import build_classifier, entropy, label_metrics
 class VATConfig(SSLConfig):
     """Defaults: the original's on CIFAR-10 with augmentation, VAT+EntMin, with a ResNet-50.
 
-    backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
-    epsilon: length of the adversarial step, of pixels as the network sees them, normalised. xi: of the step at whose end the
-    gradient is taken; in mixed precision, whose rounding is coarser, 1 gives the better direction. power_iterations:
-    number of such gradients, each taken where the last one points. vat_weight: of the divergence. entropy_weight: of the
-    unlabelled images' entropy; 0: VAT alone. balance_weight: of the entropy of their mean prediction, over all processes, which
-    is to be high, where the classes of the unlabelled images are about as frequent (https://arxiv.org/abs/1702.08720).
+    backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line. epsilon:
+    length of the adversarial step, of pixels as the network sees them, normalised. xi: of the step at whose end the gradient is
+    taken. power_iterations: number of such gradients, each taken where the last one points. vat_weight: of the divergence.
+    entropy_weight: of the unlabelled images' entropy; 0: VAT alone. balance_weight: of the entropy of their mean prediction,
+    over all processes, which is to be high, where the classes of the unlabelled images are about as frequent
+    (https://arxiv.org/abs/1702.08720).
     """
 
     model_type = "ssl_vat"
@@ -62,6 +63,7 @@ class VATForPreTraining(SSLModel):
     def __init__(self, config: VATConfig):
         super().__init__(config)
         self.backbone = build_classifier(config.backbone_config)
+        self.compares_samples = config.balance_weight > 0  # by their mean
         self.post_init()
 
     def forward(self, pixel_values, labelled_pixel_values, labels, sample_seeds=None, noise=None, **kwargs):
@@ -72,7 +74,7 @@ class VATForPreTraining(SSLModel):
             noise = self.draw_noise(pixel_values, sample_seeds)
         logits, _ = classify(self.backbone, labelled_pixel_values)
         with fixed_running_statistics(self.backbone):
-            clean, features = classify(self.backbone, pixel_values)  # (N, K)
+            clean, features = self.classify_exactly(pixel_values)  # (N, K)
             step = self.config.epsilon * self.adversarial_direction(pixel_values, clean.detach(), noise)
             perturbed, _ = classify(self.backbone, pixel_values + step)
         supervised, distance = F.cross_entropy(logits, labels), divergence(clean.detach(), perturbed)
@@ -100,9 +102,18 @@ class VATForPreTraining(SSLModel):
         for _ in range(self.config.power_iterations):
             step = (self.config.xi * unit(direction)).requires_grad_()
             with torch.enable_grad():
-                perturbed, _ = classify(self.backbone, pixel_values + step)
-                direction = torch.autograd.grad(divergence(clean, perturbed), step)[0]
+                perturbed, _ = self.classify_exactly(pixel_values + step)
+                total = divergence(clean, perturbed) * len(clean)
+                direction = torch.autograd.grad(total, step)[0]
         return unit(direction)
+
+    def classify_exactly(self, images):
+        """Logits and features without mixed precision, whose rounding is more than what a tiny step changes. It leaves the random
+        state as it was, so that all passes of a step drop the same units."""
+        kind = images.device.type
+        device_type, devices = ("cuda", []) if kind == "cpu" else (kind, [images.device])
+        with torch.autocast(kind, enabled=False), torch.random.fork_rng(devices, device_type=device_type):
+            return classify(self.backbone, images)
 
     def draw_noise(self, pixel_values, sample_seeds=None):
         if sample_seeds is None:

@@ -260,7 +260,7 @@ def _check_rows(accelerator, model, data):
         )
     if once_an_epoch and is_sharded(accelerator):
         raise InputError(
-            f"{name} looks at all rows once an epoch, for which each process needs all weights: found "
+            f"{name} works on all rows once an epoch, for which each process needs all weights: found "
             f"{accelerator.distributed_type.value}, expected plain processes."
         )
 

@@ -14,6 +14,7 @@ from methods.few_labels import (
     softmax,
     statistics,
 )
+from methods.tester import TINY_VIT
 from scipy import stats
 from torch import nn
 
@@ -140,14 +141,18 @@ class TestVAT(FewLabelsTester):
         assert output.loss.item() == pytest.approx(expected, abs=1e-6)
 
     def test_divergence_and_unit_equal_their_formulas(self):
-        p, q = torch.randn(2, 5, 4, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        p, q = torch.randn(2, 5, 4, dtype=torch.float64, generator=generator)
         expected = stats.entropy(softmax(p.numpy()), softmax(q.numpy()), axis=1).mean()
         assert divergence(p, q).item() == pytest.approx(expected, abs=1e-12)
-        x = torch.randn(6, 3, 2, 2) * 10.0 ** torch.arange(-25, -1, 4)[:, None, None, None]  # whose squares are 0
+        scales = 10.0 ** torch.tensor(
+            [-13, -9, -5, 0, 5]
+        )  # squares of the first are below the 1e-6 of the second step
+        x = torch.randn(5, 3, 2, 2, generator=generator) * scales[:, None, None, None]
         np.testing.assert_allclose(
-            unit(x)[4:].flatten(1), TwoLayersInNumPy.normalize(x[4:].flatten(1).double().numpy()), atol=1e-6
+            unit(x).flatten(1), TwoLayersInNumPy.normalize(x.flatten(1).double().numpy()), atol=1e-6
         )
-        torch.testing.assert_close(unit(x)[4:].flatten(1).norm(dim=1), torch.ones(2))
+        torch.testing.assert_close(unit(x)[1:].flatten(1).norm(dim=1), torch.ones(4))
         assert (unit(torch.zeros(1, 3, 2, 2)) == 0).all()
 
     def test_the_default_step_survives_float32(self):
@@ -166,6 +171,27 @@ class TestVAT(FewLabelsTester):
             (direction(xi, torch.float32) * exact).sum((1, 2, 3)).mean() for xi in (VATConfig().xi, 1e-6)
         )
         assert of_default > 0.98 and of_paper < 0.9
+
+    def test_the_direction_survives_mixed_precision(self):
+        """In bfloat16 a step of xi would be rounded away."""
+        torch.manual_seed(0)
+        model, (pixels, noise) = self.model().train(), torch.randn(2, 8, 3, 16, 16)
+        model.config.xi = VATConfig().xi
+        directions = []
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                clean, _ = model.classify_exactly(pixels)
+                directions.append(model.adversarial_direction(pixels, clean.detach(), noise))
+        assert (directions[0] * directions[1]).sum((1, 2, 3)).min() > 0.95
+
+    def test_all_passes_drop_the_same_units(self):
+        """A step of no length changes nothing; the next batch's units are others."""
+        backbone = TINY_VIT | dict(num_labels=4, hidden_dropout_prob=0.3)
+        torch.manual_seed(0)
+        model = VATForPreTraining(VATConfig(backbone_config=backbone, epsilon=1e-6)).train()
+        first, second = (model(**self.batch()).metrics for _ in range(2))
+        assert first["divergence"].abs() < 1e-6
+        assert (first["entropy"] - second["entropy"]).abs() > 1e-5
 
     def test_no_gradient_flows_into_the_clean_prediction_or_the_direction(self):
         """The gradients are those of a constant distribution and a constant step."""
