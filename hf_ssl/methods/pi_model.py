@@ -4,7 +4,9 @@ Laine and Aila 2016, https://arxiv.org/abs/1610.02242. Official code: https://gi
 difference of the two predictions counts little at first, when they are wrong alike, and more and more as training goes on.
 Deviations: each batch has labelled images beside unlabelled ones, where the original's has as many labels as it happens to
 hold, so that its weight is not multiplied by the part of images that have one; the two views that are compared are those of
-the unlabelled stream, in which labelled images come too; any network, not its 9 layers with weight normalisation.
+the unlabelled stream, in which labelled images come too; the weight is 0 before the first step, not for the first epoch; any
+network, not its 9 layers with weight normalisation, dropout and noise on the input: of one that drops nothing the views alone
+differ.
 """
 
 import torch
@@ -34,7 +36,7 @@ class PiModelConfig(SSLConfig):
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
     consistency_weight: w at the end of the ramp. ramp_end: the part of the run in which it rises, 80 of 300 epochs.
     align_classes: make the classes of predictions for the first view as frequent as the labels', as ReMixMatch does; they are
-    then targets, without gradient. temperature: of the sharpening of what that gives, as in MixMatch; 1: none.
+    then targets, without gradient. temperature: of the sharpening of the predictions for the first view, as in MixMatch; 1: none.
     separate_statistics: normalise labelled images and each view of the others by batch statistics of their own.
     """
 

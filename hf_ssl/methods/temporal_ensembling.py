@@ -5,7 +5,8 @@ predictions, by other weights and of other views, is better than any one of them
 in the Pi-model: each batch has labelled images beside unlabelled ones, so that the weight is not multiplied by the part of
 images that have a label; what is remembered is what the unlabelled stream shows, in which labelled images come too; any
 network, not its 9 layers with weight normalisation. A batch that lies across the border of two epochs belongs to the later
-one.
+one: its rows enter the ensemble with the prediction before, and those that the first epoch has not shown are for an epoch to be
+of all classes alike. Memory: 2 n K numbers, of n rows and K classes, on each device.
 """
 
 import torch

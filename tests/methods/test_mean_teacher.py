@@ -34,7 +34,7 @@ class TestMeanTeacher(FewLabelsTester):
         return model
 
     def test_loss_equals_a_slow_formula(self):
-        """The network sees the first view, the teacher the second."""
+        """The network sees the second view, the teacher the first."""
         model, batch = self.apart(self.decided_model()), self.batch()
         student = softmax(logits_of(model.backbone, batch["pixel_values_2"]))
         teacher = softmax((logits_of(model.teacher, batch["pixel_values"]) + uneven(model)) / 0.5)

@@ -91,7 +91,7 @@ class TestTemporalEnsembling(FewLabelsTester):
             model.after_step((epoch + 1) / 4)
         assert model.weight() == 30
 
-    def test_a_row_that_the_first_epoch_has_not_shown_may_be_of_any_class(self):
+    def test_a_row_that_the_first_epoch_has_not_shown_is_to_be_of_all_classes_alike(self):
         """A batch across the border of two epochs belongs to the later one."""
         model, batch = self.new_model(temperature=0.5), self.batch()
         model.predictions[2:] = F.one_hot(torch.arange(14) % 4, 4).float()
