@@ -18,8 +18,8 @@ MARGINS = {
     "autoencoder": {"linear_probe": 5.0, "knn": 9.0},
     "barlow_twins": {"linear_probe": 4.0, "knn": 5.0},
     "bert": {"linear_probe": 5.0, "nsp_accuracy": 5.0},
-    "clip": {"zero_shot": 10.0, "image_to_text@5": 10.0},  # of emoji that training has not shown
     "bigan": {"linear_probe": 2.5, "knn": 3.0},
+    "clip": {"zero_shot": 10.0, "image_to_text@5": 10.0},  # of emoji that training has not shown
     "cmc": {"linear_probe": 1.5, "knn": 15.0},  # of 236 emoji
     "colorization": {"linear_probe": 6.0, "knn": 8.0},  # of 236 emoji too, so is split_brain's
     "context_encoder": {"linear_probe": 4.0, "knn": 3.0},
@@ -43,6 +43,7 @@ MARGINS = {
     "rotation": {"linear_probe": 4.0, "knn": 7.0},
     "simclr": {"linear_probe": 4.0, "knn": 5.0},
     "split_brain": {"linear_probe": 1.5, "knn": 0.5},  # random weights differ much
+    "temporal_ensembling": {"accuracy": 2.0},
     "uda": {"accuracy": 2.0},
     "word2vec": {"linear_probe": 10.0},
 }
