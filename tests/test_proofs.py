@@ -37,6 +37,7 @@ MARGINS = {
     "mixmatch": {"accuracy": 3.0},
     "moco": {"linear_probe": 4.0, "knn": 5.0},
     "nat": {"linear_probe": 3.0, "knn": 4.0},
+    "pi_model": {"accuracy": 4.5},
     "pirl": {"linear_probe": 3.0, "knn": 6.0},
     "pseudo_label": {"accuracy": 1.0},
     "relative_position": {"linear_probe": 1.5},
