@@ -4,6 +4,7 @@ Letters in shape comments, here and in every method:
 N batch, V views, C H W channels height width, L tokens or time steps, D features, P projection, K classes or negatives.
 """
 
+import math
 from dataclasses import dataclass
 from functools import wraps
 from typing import NamedTuple
@@ -55,6 +56,20 @@ class SSLConfig(PreTrainedConfig):
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} must be at least {value}, found {getattr(self, name)}.")
+
+    def check_positive(self, *names, most=math.inf):
+        """Refuse fields that are not above 0, or that are above `most`."""
+        for name in names:
+            value = getattr(self, name)
+            if not 0 < value <= most:
+                expected = "positive" if most == math.inf else f"above 0 and at most {most}"
+                raise ValueError(f"{name} must be {expected}, found {value}.")
+
+    def check_below_one(self, *names):
+        """Refuse fields that are not at least 0 and below 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, found {getattr(self, name)}.")
 
 
 @dataclass

@@ -13,8 +13,7 @@ def check_bank(config, losses):
     """Raises ValueError unless `loss`, one of `losses`, `temperature` and `bank_momentum` of a config can be."""
     if config.loss not in losses:
         raise ValueError(f"loss must be one of {', '.join(losses)}, found '{config.loss}'.")
-    if config.temperature <= 0:
-        raise ValueError(f"temperature must be positive, found {config.temperature}.")
+    config.check_positive("temperature")
     if not 0 <= config.bank_momentum < 1:
         raise ValueError(f"bank_momentum must lie in [0, 1), found {config.bank_momentum}.")
 

@@ -46,8 +46,7 @@ class AMDIMConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(coarse_grid=1, fine_grid=1, projection_size=1, score_penalty=0)
-        if self.score_clip <= 0:
-            raise ValueError(f"score_clip must be positive, found {self.score_clip}.")
+        self.check_positive("score_clip")
 
 
 class AMDIMForPreTraining(SSLModel):

@@ -58,8 +58,7 @@ class AutoencoderConfig(SSLConfig):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}, found '{getattr(self, name)}'.")
         self.check_least(code_size=1, sparsity_weight=0, decoder_hidden_size=1)
-        if self.corruption_level <= 0:
-            raise ValueError(f"corruption_level must be positive, found {self.corruption_level}.")
+        self.check_positive("corruption_level")
         if self.corruption in ("masking", "salt_and_pepper") and self.corruption_level >= 1:
             raise ValueError(
                 f"corruption_level must be below 1 with corruption={self.corruption}, found {self.corruption_level}: nothing of "

@@ -52,8 +52,7 @@ class BiGANConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(latent_size=1, generator_hidden_size=1, discriminator_hidden_size=1, joint_hidden_size=1)
-        if self.discriminator_rate <= 0:
-            raise ValueError(f"discriminator_rate must be positive, found {self.discriminator_rate}.")
+        self.check_positive("discriminator_rate")
 
 
 class BiGANForPreTraining(SSLModel):

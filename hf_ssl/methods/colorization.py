@@ -75,9 +75,7 @@ class ColorizationConfig(SSLConfig):
         self.check_least(stages=0, head_hidden_size=1, stride=1, neighbours=1, places=1, window=1, hue_weight=0)
         if self.head not in ("zhang", "larsson"):
             raise ValueError(f"head must be one of zhang, larsson, found '{self.head}'.")
-        for name in ("sigma", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}.")
+        self.check_positive("sigma", "temperature")
         if not 0 <= self.uniform <= 1:
             raise ValueError(f"uniform must lie in [0, 1], found {self.uniform}.")
         if not self.window % 2:

@@ -50,8 +50,7 @@ class DeepClusterConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(num_samples=0, num_clusters=2, principal_components=1, iterations=1, reassign_epochs=1)
-        if self.head_rate <= 0:
-            raise ValueError(f"head_rate must be positive, found {self.head_rate}.")
+        self.check_positive("head_rate")
 
 
 class DeepClusterForPreTraining(SSLModel):

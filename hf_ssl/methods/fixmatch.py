@@ -49,9 +49,7 @@ class FixMatchConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(unlabelled_weight=0)
-        for name in ("threshold", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, found {getattr(self, name)}.")
+        self.check_below_one("threshold", "momentum")
 
 
 class FixMatchForPreTraining(SSLModel):

@@ -59,13 +59,9 @@ class MeanTeacherConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(consistency_weight=0)
-        if not 0 < self.ramp_end <= 1:
-            raise ValueError(f"ramp_end must be above 0 and at most 1, found {self.ramp_end}.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
-        for name in ("momentum", "final_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, found {getattr(self, name)}.")
+        self.check_positive("ramp_end", most=1)
+        self.check_positive("temperature")
+        self.check_below_one("momentum", "final_momentum")
 
 
 class MeanTeacherForPreTraining(SSLModel):

@@ -65,15 +65,11 @@ class MixMatchConfig(SSLConfig):
         self.check_least(unlabelled_weight=0)
         if self.guesses not in (1, 2):
             raise ValueError(f"guesses must be 1 or 2, found {self.guesses}.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
-        for name in ("alpha", "ramp_end"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, found {getattr(self, name)}.")
+        self.check_positive("temperature")
+        self.check_positive("alpha", "ramp_end", most=1)
         if self.mixed not in MIXED:
             raise ValueError(f"mixed must be one of {', '.join(MIXED)}, found '{self.mixed}'.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, found {self.momentum}.")
+        self.check_below_one("momentum")
 
 
 class MixMatchForPreTraining(SSLModel):

@@ -53,8 +53,7 @@ class MoCoConfig(SSLConfig):
     def validate_ranges(self):
         if self.projector_layers not in (1, 2):
             raise ValueError(f"projector_layers must be 1 or 2, found {self.projector_layers}.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
+        self.check_positive("temperature")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], found {self.momentum}.")
         self.check_least(projection_size=1, queue_size=1, batch_norm_group_size=1)

@@ -52,10 +52,8 @@ class PiModelConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(consistency_weight=0)
-        if not 0 < self.ramp_end <= 1:
-            raise ValueError(f"ramp_end must be above 0 and at most 1, found {self.ramp_end}.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
+        self.check_positive("ramp_end", most=1)
+        self.check_positive("temperature")
 
 
 class PiModelForPreTraining(SSLModel):

@@ -56,8 +56,7 @@ class PseudoLabelConfig(SSLConfig):
                 f"ramp_start must be at least 0, smaller than ramp_end, and that at most 1: found {self.ramp_start} and "
                 f"{self.ramp_end}."
             )
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold must be at least 0 and below 1, found {self.threshold}.")
+        self.check_below_one("threshold")
 
 
 class PseudoLabelForPreTraining(SSLModel):

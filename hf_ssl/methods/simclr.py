@@ -38,8 +38,7 @@ class SimCLRConfig(SSLConfig):
     temperature: float = 0.1
 
     def validate_ranges(self):
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
+        self.check_positive("temperature")
         self.check_least(projector_layers=1, projection_size=1)
 
 

@@ -56,12 +56,9 @@ class TemporalEnsemblingConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(num_samples=0, consistency_weight=0)
-        if not 0 < self.ramp_end <= 1:
-            raise ValueError(f"ramp_end must be above 0 and at most 1, found {self.ramp_end}.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
-        if not 0 <= self.ensemble_momentum < 1:
-            raise ValueError(f"ensemble_momentum must be at least 0 and below 1, found {self.ensemble_momentum}.")
+        self.check_positive("ramp_end", most=1)
+        self.check_positive("temperature")
+        self.check_below_one("ensemble_momentum")
 
 
 class TemporalEnsemblingForPreTraining(SSLModel):

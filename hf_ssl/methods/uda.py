@@ -56,10 +56,8 @@ class UDAConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(unlabelled_weight=0)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, found {self.temperature}.")
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold must be at least 0 and below 1, found {self.threshold}.")
+        self.check_positive("temperature")
+        self.check_below_one("threshold")
         if self.signal_annealing not in ("none", *ANNEALING):
             raise ValueError(
                 f"signal_annealing must be one of none, {', '.join(ANNEALING)}, found '{self.signal_annealing}'."

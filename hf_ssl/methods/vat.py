@@ -50,9 +50,7 @@ class VATConfig(SSLConfig):
 
     def validate_ranges(self):
         self.check_least(power_iterations=1, vat_weight=0, entropy_weight=0, balance_weight=0)
-        for name in ("epsilon", "xi"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}.")
+        self.check_positive("epsilon", "xi")
 
 
 class VATForPreTraining(SSLModel):
