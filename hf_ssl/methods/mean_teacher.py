@@ -37,12 +37,12 @@ class MeanTeacherConfig(SSLConfig):
     """Defaults: those of the original's TensorFlow code, with a ResNet-50.
 
     backbone_config: of an image classifier of transformers; its num_labels are set from the data by the command line.
-    consistency_weight: at the end of the ramp, of the squared difference, a mean over classes. ramp_end: the part of the
-    run in which it rises. momentum: of the teacher during the ramp, final_momentum after it; at step s it is 1 - 1 / (s + 1) if
-    that is smaller, so that the first weights are soon forgotten. align_classes: make the classes of the teacher's
-    predictions as frequent as the labels', as ReMixMatch does. temperature: of the sharpening of what that gives, as in MixMatch;
-    1: none. separate_statistics: let the student too normalise unlabelled
-    images by batch statistics of their own, not of labelled ones beside them.
+    consistency_weight: at the end of the ramp, of the squared difference, a mean over classes. ramp_end: the part of the run in
+    which it rises. momentum: of the teacher during the ramp, final_momentum after it; at step s it is 1 - 1 / (s + 1) if that
+    is smaller, so that the first weights are soon forgotten. align_classes: make the classes of the teacher's predictions as
+    frequent as the labels', as ReMixMatch does. temperature: of the sharpening of what that gives, as in MixMatch; 1: none.
+    separate_statistics: let the student too normalise unlabelled images by batch statistics of their own, not of labelled ones
+    beside them.
     """
 
     model_type = "ssl_mean_teacher"
