@@ -79,19 +79,16 @@ class VATForPreTraining(SSLModel):
         loss, uncertainty = supervised + self.config.vat_weight * distance, entropy(clean)
         if self.config.entropy_weight:
             loss = loss + self.config.entropy_weight * uncertainty
-        balance = entropy_of_mean(clean)
+        metrics = {"divergence": distance.detach(), "entropy": uncertainty.detach()}
         if self.config.balance_weight:
+            balance = entropy_of_mean(clean)
             loss = loss - self.config.balance_weight * balance
+            metrics["entropy_of_mean"] = balance.detach()
         return SSLOutput(
             loss=loss,
             logits=logits,
             features=features,
-            metrics=label_metrics(logits, labels, supervised)
-            | {
-                "divergence": distance.detach(),
-                "entropy": uncertainty.detach(),
-                "entropy_of_mean": balance.detach(),
-            },
+            metrics=label_metrics(logits, labels, supervised) | metrics,
         )
 
     def adversarial_direction(self, pixel_values, clean, noise):

@@ -10,11 +10,8 @@ from methods.few_labels import CLASSIFIER, FewLabelsTester, cross_entropy, logit
 from hf_ssl import TemporalEnsemblingConfig, TemporalEnsemblingForPreTraining
 
 
-class TestTemporalEnsembling(FewLabelsTester):
+class SecondEpochTester(FewLabelsTester):
     model_class = TemporalEnsemblingForPreTraining
-    config = dict(
-        backbone_config=CLASSIFIER, num_samples=16, align_classes=True, temperature=0.5, separate_statistics=True
-    )
 
     def model(self, seed=0):
         """In the second epoch, after one in which all rows were taken for what they are."""
@@ -22,6 +19,18 @@ class TestTemporalEnsembling(FewLabelsTester):
         model.predictions.copy_(F.one_hot(torch.arange(16) % 4, 4))
         model.before_epoch(1, None)
         return model
+
+
+class TestOriginal(SecondEpochTester):
+    """One pass over all images, nothing aligned and nothing sharpened."""
+
+    config = dict(backbone_config=CLASSIFIER, num_samples=16)
+
+
+class TestTemporalEnsembling(SecondEpochTester):
+    config = dict(
+        backbone_config=CLASSIFIER, num_samples=16, align_classes=True, temperature=0.5, separate_statistics=True
+    )
 
     def new_model(self, **changes):
         """With the original's settings, in the first epoch, learning, with the statistics of evaluation, so that images do not
