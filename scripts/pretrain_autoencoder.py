@@ -6,7 +6,7 @@ hf-ssl pretrain autoencoder --config_overrides corruption=none,sparsity=kl --out
 """
 
 from hf_ssl import AutoencoderForPreTraining
-from hf_ssl.cli import RESNET18, RESNET50, Preset, one_view, pretrain_images, resnet8, vit
+from hf_ssl.cli import RESNET18, RESNET50, Preset, one_view, pretrain_images, resnet8
 from hf_ssl.errors import run_script
 from hf_ssl.training.arguments import ImageArguments
 
@@ -18,19 +18,12 @@ PHOTOS = dict(
 MINUTES = PHOTOS | dict(
     image_size=28, learning_rate=0.004, min_crop_scale=0.6, num_train_epochs=10, cpu_threads=1, dataloader_num_workers=1,
 )  # fmt: skip
-# as the papers' networks, fully connected and with a code that can copy: the one patch of this ViT is the whole image
-MLP = dict(
-    backbone_config=vit(784, 2, 1, image_size=28, patch_size=28) | dict(num_channels=1, intermediate_size=1568),
-    code_size=1024, decoder_hidden_size=32,
-)  # fmt: skip
-WHOLE = MINUTES | dict(learning_rate=0.001, min_crop_scale=1.0)
 # the best of Gaussian noise, masking and salt and pepper, by kNN and probes on held-out training images; none was as good
 DENOISING = dict(corruption="gaussian", corruption_level=0.3)
 PRESETS = {
     "resnet8x2": Preset(
         DENOISING | dict(backbone_config=resnet8(32), code_size=64, decoder_hidden_size=32), MINUTES, "28 px, minutes on a CPU"
     ),
-    "mlp-28": Preset(MLP | DENOISING, WHOLE, "28 px, fully connected"),
     "resnet18": Preset(DENOISING | dict(backbone_config=RESNET18), PHOTOS, "96 px, thousands of photos"),
     "resnet50": Preset(DENOISING | dict(backbone_config=RESNET50), PHOTOS | dict(image_size=224), "224 px"),
 }  # fmt: skip
