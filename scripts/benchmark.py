@@ -134,7 +134,7 @@ def main():
             continue
         if benchmark is few_labels:
             own.add_argument("--part", choices=few_labels.PARTS, default="labels", help="Which table.")
-            own.add_argument("--method", help="Of the parts labels and noise; none: mixmatch, temporal_ensembling.")
+            own.add_argument("--method", help="Of the parts labels and noise; none: mixmatch, mean_teacher.")
             _add_run_arguments(own, "outputs/few_labels")
             continue
         own.add_argument("--size", choices=benchmark.SIZES, default=next(iter(benchmark.SIZES)), help="Of the model.")
