@@ -1,13 +1,12 @@
 """Releases in other runtimes and libraries: the same features there, or one sentence and no file."""
 
-import importlib
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from methods.tester import TINY_RESNET, TINY_VIT, MethodTester
+from methods.tester import TINY_RESNET, TINY_VIT, find_tester
 from transformers import (
     AutoModel,
     BertConfig,
@@ -27,17 +26,6 @@ from hf_ssl.hub.export import export_release
 from hf_ssl.methods import METHODS, SSLResNetConfig, SSLResNetModel
 
 SMALL_BERT = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40)
-
-
-def find_tester(name):
-    module = importlib.import_module(f"methods.test_{name}")
-    return next(
-        kind()
-        for kind in vars(module).values()
-        if isinstance(kind, type)
-        and issubclass(kind, MethodTester)
-        and getattr(kind, "model_class", 0) is METHODS[name]
-    )
 
 
 def saved(model, folder, size=16):

@@ -12,6 +12,7 @@ from hf_ssl import TemporalEnsemblingConfig, TemporalEnsemblingForPreTraining
 
 class SecondEpochTester(FewLabelsTester):
     model_class = TemporalEnsemblingForPreTraining
+    config = dict(backbone_config=CLASSIFIER, num_samples=16)
 
     def model(self, seed=0):
         """In the second epoch, after one in which all rows were taken for what they are."""
@@ -24,13 +25,9 @@ class SecondEpochTester(FewLabelsTester):
 class TestOriginal(SecondEpochTester):
     """One pass over all images, nothing aligned and nothing sharpened."""
 
-    config = dict(backbone_config=CLASSIFIER, num_samples=16)
-
 
 class TestTemporalEnsembling(SecondEpochTester):
-    config = dict(
-        backbone_config=CLASSIFIER, num_samples=16, align_classes=True, temperature=0.5, separate_statistics=True
-    )
+    config = SecondEpochTester.config | dict(align_classes=True, temperature=0.5, separate_statistics=True)
 
     def new_model(self, **changes):
         """With the original's settings, in the first epoch, learning, with the statistics of evaluation, so that images do not
