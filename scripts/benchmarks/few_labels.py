@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from hf_ssl import METHODS as SSL_METHODS
+
 from .runs import check_flags, finish, print_table, read_results
 
 OWN_FLAGS = ("--config_overrides", "--output_dir", "--labels", "--label_fraction", "--label_noise")
@@ -34,13 +36,14 @@ BY_HEART = (
     "--labels 1000 --views weak --max_steps 4000 --weight_decay 0 --learning_rate 8e-3 --per_device_train_batch_size 64 "
     "--unlabelled_per_label 2"
 ).split()
-ORIGINAL = dict(consistency_weight=100.0, align_classes=False, temperature=1.0)  # the papers' guesses, as they come
 
 
 def noise(method):
     """Some of the labels random: the tolerance of section 3.4 of https://arxiv.org/abs/1610.02242."""
+    defaults, names = SSL_METHODS[method].config_class, ("consistency_weight", "align_classes", "temperature")
+    original = {name: getattr(defaults, name) for name in names if hasattr(defaults, name)}  # not the small recipe's
     return {
-        f"{part:.0%} random labels": (method, ORIGINAL, [*BY_HEART, "--label_noise", str(part)])
+        f"{part:.0%} random labels": (method, original, [*BY_HEART, "--label_noise", str(part)])
         for part in (0.0, 0.2, 0.5, 0.8)
     }
 
